@@ -1,0 +1,37 @@
+"""Strict settings for every test: dtype and rank promotion are errors, and the host plays four devices."""
+
+import os
+import pathlib
+
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
+
+import jax
+import numpy as np
+import pytest
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture
+def x64():
+    """Double precision for one test."""
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> pathlib.Path:
+    """The folder of shared real data; tests that need it are skipped where it does not exist."""
+    default = pathlib.Path(__file__).parents[2] / "shared" / "data"
+    folder = pathlib.Path(os.environ.get("PSA_JAX_DATA", default))
+    if not folder.is_dir():
+        pytest.skip(f"no shared data at {folder} (set PSA_JAX_DATA)")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def golden(shared_data) -> dict[str, np.ndarray]:
+    """Outputs of the paper's own functions on fixed inputs."""
+    with np.load(shared_data / "reference_golden.npz") as file:
+        return dict(file)
