@@ -1,0 +1,157 @@
+"""The host-side plan of which samples may be matched with which."""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from psa_jax.data import codes, members_of
+from psa_jax.types import Array, Int, pytree, static
+
+MAX_WASTE = 1.4
+
+
+MAX_BUCKETS = 8
+
+
+@pytree
+class Bucket:
+    """Treatments padded to one size.
+
+    Attributes:
+        rows: `[blocks, N]` row ids of modality a; `Groups.shape[0]` is padding and always stands last.
+        cols: `[blocks, M]` column ids of modality b; `Groups.shape[1]` is padding.
+        treatment: `[blocks]` the treatment of each block.
+    """
+
+    rows: Int[Array, "blocks N"]
+    cols: Int[Array, "blocks M"]
+    treatment: Int[Array, " blocks"]
+
+
+@pytree
+class Groups:
+    """Which samples may be matched: one block for each treatment that both modalities have.
+
+    Attributes:
+        buckets: blocks of similar size, padded together; a static number of them.
+        sizes_a: `[num_treatments]` samples of modality a in each treatment.
+        sizes_b: `[num_treatments]` samples of modality b in each treatment.
+        shape: static `(n_a, n_b)`.
+    """
+
+    buckets: tuple[Bucket, ...]
+    sizes_a: Int[Array, " T"]
+    sizes_b: Int[Array, " T"]
+    shape: tuple[int, int] = static()
+
+    @property
+    def num_treatments(self) -> int:
+        """The number of treatment codes, matched or not."""
+        return self.sizes_a.shape[0]
+
+    @property
+    def waste(self) -> float:
+        """Padded pairs over real pairs; 1 is no padding at all."""
+        padded = sum(bucket.rows.size * bucket.cols.shape[1] for bucket in self.buckets)
+        real = float(np.sum(np.asarray(self.sizes_a, float) * np.asarray(self.sizes_b, float)))
+        return padded / real if real else 1.0
+
+
+def group(
+    t_a: Any,
+    t_b: Any,
+    num_treatments: int,
+    *,
+    max_waste: float = MAX_WASTE,
+    max_buckets: int = MAX_BUCKETS,
+) -> Groups:
+    """Plans the blocks: every treatment that both modalities have, padded into a few buckets. Host only.
+
+    Sizes are rounded up to eighths of an octave, so that data of similar sizes meets programs compiled before. Then
+    the two buckets whose union pads least are merged again and again, as long as padded pairs stay within `max_waste`
+    times the real ones, and further until there are at most `max_buckets`.
+
+    Args:
+        t_a: `[n]` integer treatment codes of modality a.
+        t_b: `[m]` integer treatment codes of modality b.
+        num_treatments: codes are in `[0, num_treatments)`.
+        max_waste: how much padding may cost in order to have fewer programs.
+        max_buckets: the most buckets, whatever they waste.
+
+    Returns:
+        The plan. Samples whose treatment the other modality lacks are in no block; `sizes_a` and `sizes_b` tell.
+
+    Raises:
+        ValueError: labels that are not integers, not of rank 1, empty, out of range, or share no treatment.
+
+    Example:
+        >>> groups = group(np.array([0, 0, 1, 2]), np.array([1, 0, 0, 0, 3]), 4)
+        >>> groups.sizes_a.tolist(), groups.sizes_b.tolist()
+        ([2, 1, 1, 0], [3, 1, 0, 1])
+        >>> sum(bucket.treatment.size for bucket in groups.buckets)
+        2
+    """
+    t_a, t_b = codes("t_a", t_a, num_treatments), codes("t_b", t_b, num_treatments)
+    if max_waste < 1 or max_buckets < 1:
+        raise ValueError(f"max_waste, max_buckets: expected at least 1, got {max_waste}, {max_buckets}")
+    sizes_a, sizes_b = (np.bincount(t, minlength=num_treatments) for t in (t_a, t_b))
+    shared = np.flatnonzero((sizes_a > 0) & (sizes_b > 0))
+    if not shared.size:
+        raise ValueError(
+            f"t_a, t_b: expected at least one treatment that both modalities have, got "
+            f"{_some(np.unique(t_a))} in a and {_some(np.unique(t_b))} in b"
+        )
+    ids_a, ids_b = members_of(t_a, num_treatments), members_of(t_b, num_treatments)
+
+    def bucket(members: list[int], capacity: tuple[int, int]) -> Bucket:
+        rows, cols = (
+            np.stack([np.pad(ids[t], (0, width - ids[t].size), constant_values=pad) for t in members])
+            for ids, width, pad in zip((ids_a, ids_b), capacity, (t_a.size, t_b.size), strict=True)
+        )
+        return Bucket(jnp.asarray(rows, jnp.int32), jnp.asarray(cols, jnp.int32), jnp.asarray(members, jnp.int32))
+
+    plan = _merge(sizes_a, sizes_b, shared, max_waste, max_buckets)
+    return Groups(
+        tuple(bucket(members, capacity) for capacity, members in plan),
+        jnp.asarray(sizes_a, jnp.int32),
+        jnp.asarray(sizes_b, jnp.int32),
+        (t_a.size, t_b.size),
+    )
+
+
+def _some(values: np.ndarray) -> str:
+    return str(values[:5].tolist()) + (" and more" if values.size > 5 else "")
+
+
+def _capacity(n: int) -> int:
+    """The smallest `ceil(2^(k / 8))` that holds `n`."""
+    k = np.floor(8 * np.log2(n - 1)) + 1 if n > 1 else 0
+    return int(np.ceil(2 ** (k / 8)))
+
+
+def _merge(
+    sizes_a: np.ndarray, sizes_b: np.ndarray, treatments: np.ndarray, max_waste: float, max_buckets: int
+) -> list[tuple[tuple[int, int], list[int]]]:
+    """Agglomerates treatments into `(capacity, members)`, cheapest union first."""
+    found: dict[tuple[int, int], list[int]] = {}
+    for t in treatments.tolist():
+        found.setdefault((_capacity(int(sizes_a[t])), _capacity(int(sizes_b[t]))), []).append(t)
+    capacities = np.array(sorted(found), float).reshape(-1, 2)
+    members = [found[(int(n), int(m))] for n, m in capacities]
+    counts = np.array([len(group) for group in members], float)
+    real = float((sizes_a[treatments].astype(float) * sizes_b[treatments]).sum())
+    while len(members) > 1:
+        union = np.maximum(capacities[:, None], capacities[None]).prod(-1)
+        area = capacities.prod(-1)
+        extra = counts[:, None] * (union - area[:, None]) + counts[None] * (union - area[None])
+        extra[np.tril_indices(len(members))] = np.inf
+        i, j = np.unravel_index(np.argmin(extra), extra.shape)
+        if len(members) <= max_buckets and (counts * area).sum() + extra[i, j] > max_waste * real:
+            break
+        capacities[i] = np.maximum(capacities[i], capacities[j])
+        members[i] = members[i] + members[j]
+        counts[i] += counts[j]
+        capacities, counts = np.delete(capacities, j, 0), np.delete(counts, j)
+        del members[j]
+    return [((int(n), int(m)), sorted(group)) for (n, m), group in zip(capacities, members, strict=True)]
