@@ -1,0 +1,145 @@
+"""Lifting a matcher of one treatment over all treatments."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from psa_jax.blocked import Block, Blocked
+from psa_jax.coupling import Coupling, Info, masked
+from psa_jax.groups import Bucket, Groups
+from psa_jax.types import Array, Float, float_dtype
+
+
+def blockwise(
+    matcher: Callable[..., Coupling], *, chunk: int | None = None
+) -> Callable[[Array, Array, Groups], Blocked]:
+    """Lifts a matcher of one treatment over all treatments.
+
+    Args:
+        matcher: `(u [n, d], v [m, d'], a [n], b [m]) -> Coupling` for ONE treatment; `a` and `b` are uniform over
+            its samples and sum to one each, padding has weight zero. Settings are bound with `functools.partial`
+            (static: another value compiles anew; arrays stay traced) or `jax.tree_util.Partial` (all of them stay
+            traced). A module-level function compiles once, a fresh lambda each time.
+        chunk: static; how many treatments are solved side by side. By default one after the other on the CPU, where
+            lanes would wait for the slowest, and all of a bucket at once on accelerators. It never changes a result.
+
+    Returns:
+        `(u [n, d], v [m, d'], groups) -> Blocked`, compiled, and itself open to `jit`, `vmap` and `grad` in `u`, `v`
+        and in whatever the matcher has bound as traced.
+
+    Raises:
+        ValueError: scores whose number of rows is not that of the groups, at trace time.
+
+    Example:
+        >>> from psa_jax.groups import group
+        >>> def inner(left, right, args):
+        ...     return left @ right.T
+        >>> def dot_product(u, v, a, b):
+        ...     return Coupling(left=u, right=v, kernel=inner)
+        >>> groups = group(jnp.array([0, 0, 1]), jnp.array([1, 0, 1]), 2)
+        >>> u = v = jnp.zeros((3, 1))
+        >>> blockwise(dot_product)(u, v, groups).apply(jnp.array([1.0, 2.0, 5.0])).tolist()
+        [2.0, 2.0, 3.0]
+    """
+    traced = _split_settings(matcher)
+
+    def match(u: Float[Array, "n ..."], v: Float[Array, "m ..."], groups: Groups) -> Blocked:
+        for name, scores, rows in (("u", u, groups.shape[0]), ("v", v, groups.shape[1])):
+            if scores.ndim < 1 or scores.shape[0] != rows:
+                raise ValueError(f"{name}: expected {rows} rows, as in groups, got shape {scores.shape}")
+        return _match(traced, jnp.asarray(u), jnp.asarray(v), groups, chunk)
+
+    return match
+
+
+@functools.partial(jax.jit, static_argnames="chunk")
+def _match(matcher: Callable[..., Coupling], u: Array, v: Array, groups: Groups, chunk: int | None) -> Blocked:
+    n, m = groups.shape
+    u, v = (jnp.concatenate([scores, jnp.zeros_like(scores[:1])]) for scores in (u, v))
+    dtype = float_dtype(u, v)
+
+    def one(ids: tuple[Array, Array]) -> Coupling:
+        rows, cols = ids
+        a, b = (_uniform(ids < size, dtype) for ids, size in ((rows, n), (cols, m)))
+        return masked(matcher(u[rows], v[cols], a, b), a, b)
+
+    matched, reached = (
+        jnp.where(other > 0, sizes, 0).sum()
+        for sizes, other in ((groups.sizes_a, groups.sizes_b), (groups.sizes_b, groups.sizes_a))
+    )
+    blocks = tuple(
+        Block(
+            jax.lax.map(one, (bucket.rows, bucket.cols), batch_size=_lanes(bucket, chunk)),
+            bucket.rows,
+            bucket.cols,
+            groups.sizes_a[bucket.treatment].astype(dtype) / matched.astype(dtype),
+        )
+        for bucket in groups.buckets
+    )
+    return Blocked(
+        blocks,
+        _by_treatment(groups, blocks),
+        n - matched,
+        m - reached,
+        groups.shape,
+    )
+
+
+def _lanes(bucket: Bucket, chunk: int | None) -> int | None:
+    lanes = chunk or (1 if jax.default_backend() == "cpu" else bucket.treatment.shape[0])
+    return None if lanes == 1 else lanes
+
+
+def _uniform(real: Array, dtype: Any) -> Array:
+    return real.astype(dtype) / jnp.maximum(real.sum(), 1).astype(dtype)
+
+
+def _by_treatment(groups: Groups, blocks: tuple[Block, ...]) -> Info:
+    """The blocks' reports as arrays over treatments; not converged, 0 and NaN for treatments that were not matched."""
+
+    def gather(read: Callable[[Info], Array]) -> Array:
+        first = read(blocks[0].coupling.info)
+        fill = jnp.nan if jnp.issubdtype(first.dtype, jnp.inexact) else 0
+        out = jnp.full((groups.num_treatments, *first.shape[1:]), fill, first.dtype)
+        for bucket, block in zip(groups.buckets, blocks, strict=True):
+            out = out.at[bucket.treatment].set(read(block.coupling.info))
+        return out
+
+    names = blocks[0].coupling.info.details
+    return Info(
+        gather(lambda info: info.converged),
+        gather(lambda info: info.num_iters),
+        gather(lambda info: info.marginal_error),
+        {name: gather(lambda info, name=name: info.details[name]) for name in names},
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Bound:
+    """A function with static settings, equal to another with the same function and settings."""
+
+    function: Callable
+    args: tuple
+    settings: tuple[tuple[str, Any], ...]
+
+    def __call__(self, *args: Any, **traced: Any) -> Any:
+        return self.function(*self.args, *args, **dict(self.settings), **traced)
+
+
+def _split_settings(matcher: Callable[..., Coupling]) -> jax.tree_util.Partial:
+    """The matcher as a pytree: what must stay static in its type, arrays and other pytrees as leaves."""
+    if isinstance(matcher, jax.tree_util.Partial):
+        return matcher
+    if not isinstance(matcher, functools.partial):
+        return jax.tree_util.Partial(matcher)
+    settings = {name: value for name, value in matcher.keywords.items() if _is_static(value)}
+    traced = {name: value for name, value in matcher.keywords.items() if name not in settings}
+    return jax.tree_util.Partial(_Bound(matcher.func, matcher.args, tuple(sorted(settings.items()))), **traced)
+
+
+def _is_static(value: Any) -> bool:
+    return callable(value) or isinstance(value, bool | int | float | str | tuple | None)

@@ -1,0 +1,64 @@
+"""Costs of matching one sample with one sample; any function of this form can stand in their place."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from psa_jax.types import Array, Cost, Float
+
+
+def squared_euclidean(x: Float[Array, " d"], y: Float[Array, " d"]) -> Float[Array, ""]:
+    """`|x - y|²`.
+
+    Example:
+        >>> float(squared_euclidean(jnp.zeros(2), jnp.array([3.0, 4.0])))
+        25.0
+    """
+    difference = x - y
+    return jnp.sum(difference * difference)
+
+
+def euclidean(x: Float[Array, " d"], y: Float[Array, " d"]) -> Float[Array, ""]:
+    """`|x - y|`, the cost of the paper (Xi et al. 2024, section 4); its gradient at coincident points is zero.
+
+    Example:
+        >>> float(euclidean(jnp.zeros(2), jnp.array([3.0, 4.0])))
+        5.0
+    """
+    return _safe_sqrt(squared_euclidean(x, y))
+
+
+def cosine(x: Float[Array, " d"], y: Float[Array, " d"]) -> Float[Array, ""]:
+    """`1 - <x, y> / (|x| |y|)`; 1 where either is all zeros, which has no direction.
+
+    Example:
+        >>> float(cosine(jnp.array([1.0, 0.0]), jnp.array([0.0, 2.0])))
+        1.0
+    """
+    norm = _safe_sqrt(jnp.sum(x * x)) * _safe_sqrt(jnp.sum(y * y))
+    return 1 - jnp.where(norm == 0, 0, jnp.sum(x * y) / jnp.where(norm == 0, 1, norm))
+
+
+def pairwise(cost: Cost, u: Float[Array, "n ..."], v: Float[Array, "m ..."]) -> Float[Array, "n m"]:
+    """The cost of every row of `u` with every row of `v`, `[n, m]`."""
+    return jax.vmap(jax.vmap(cost, (None, 0)), (0, None))(u, v)
+
+
+def check(u: Any, v: Any, a: Any, b: Any) -> None:
+    """Raises a `ValueError` unless `u [n, ...]`, `v [m, ...]`, `a [n]`, `b [m]` fit together."""
+    for name, scores, weight_name, weights in (("u", u, "a", a), ("v", v, "b", b)):
+        if scores.ndim < 2:
+            raise ValueError(f"{name}: expected rank 2 or more, [samples, ...], got shape {scores.shape}")
+        if weights.shape != scores.shape[:1]:
+            raise ValueError(
+                f"{weight_name}: expected shape {scores.shape[:1]}, one weight for each row of {name}, "
+                f"got {weights.shape}"
+            )
+    if u.shape[1:] != v.shape[1:]:
+        raise ValueError(f"u, v: expected the same features, got shapes {u.shape} and {v.shape}")
+
+
+def _safe_sqrt(x: Array) -> Array:
+    """The square root, with gradient zero instead of infinite at zero."""
+    return jnp.where(x == 0, 0, jnp.sqrt(jnp.where(x == 0, 1, x)))
