@@ -1,0 +1,145 @@
+"""Out-of-fold logits: every sample scored by a classifier that never saw its label."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.core import Tracer
+
+from psa_jax.augment import as_tree
+from psa_jax.loop import Fitted
+from psa_jax.model import Model
+from psa_jax.train import ADAMW, BATCH_SIZE, EPOCHS, Options, check, evaluate, train_one
+from psa_jax.types import Array, Augment, Float, Int, KeyArray, pytree
+
+VECTORIZE_BYTES = 2**30
+
+
+@pytree
+class CrossFitted:
+    """Logits from classifiers that never saw the sample.
+
+    Attributes:
+        logits: `[n, K]`.
+        fold: `[n]` which of the classifiers gave the logits of each sample.
+        fitted: the classifiers, every leaf with a leading axis `[folds]`.
+    """
+
+    logits: Float[Array, "n K"]
+    fold: Int[Array, " n"]
+    fitted: Fitted
+
+
+def crossfit(
+    key: KeyArray,
+    model: Model,
+    x: Array,
+    t: Array,
+    *,
+    folds: int = 5,
+    optimizer: optax.GradientTransformation | None = None,
+    epochs: int = EPOCHS,
+    batch_size: int = BATCH_SIZE,
+    augment: Augment | None = None,
+    class_weights: Array | None = None,
+    patience: int | None = None,
+    on_epoch: Callable[[Any, Any, Any], None] | None = None,
+) -> CrossFitted:
+    """Logits of every sample from a classifier that saw its label neither in training nor in selection.
+
+    A classifier that has memorised labels gives its training samples scores that say nothing about them. Here
+    samples are dealt into stratified folds; classifier f scores fold f, keeps the parameters that are best on
+    fold f + 1 and trains on the rest. All folds have one shape (one training sample may be left out) and
+    share one program. Classifiers differ, so logits of different folds agree only up to the noise of
+    training.
+
+    Args:
+        key: decides the folds and, split by fold, the training.
+        model, x, optimizer, epochs, batch_size, class_weights, patience: as in `fit`.
+        t: `[n]` labels on the host: this function is not for use inside `jit`. A treatment with fewer samples
+            than folds is missing from the training of some classifiers.
+        folds: at least 3.
+        augment: see `fit`; scored samples are not augmented.
+        on_epoch: called for every fold.
+
+    Returns:
+        Logits `[n, K]`, the fold `[n]` of each sample and the classifiers `[folds]`.
+
+    Raises:
+        ValueError: as `fit`, and for fewer than 3 folds, fewer samples than folds, or traced labels.
+
+    Example:
+        >>> from psa_jax.nets import linear
+        >>> x = jnp.arange(9.0)[:, None]
+        >>> out = crossfit(jax.random.key(0), linear(2), x, jnp.arange(9) // 5, folds=3, epochs=2)
+        >>> out.logits.shape, np.bincount(out.fold).tolist()
+        ((9, 2), [3, 3, 3])
+    """
+    options = Options(optimizer or ADAMW, epochs, batch_size, patience, on_epoch)
+    x, t, _ = check(model, x, t, None, class_weights, options)
+    if isinstance(t, Tracer):
+        raise ValueError("t: expected labels on the host, got traced ones (call crossfit outside of jit)")
+    if folds < 3 or folds > t.size:
+        raise ValueError(f"folds: expected at least 3 and at most n = {t.size}, got {folds}")
+    key_folds, key_fit = jax.random.split(key)
+    fold, ids = _deal(key_folds, np.asarray(t), folds)
+    vectorize = jax.default_backend() != "cpu" and folds * x.nbytes <= VECTORIZE_BYTES
+    logits, fitted = _crossfit(
+        jax.random.split(key_fit, folds),
+        ids,
+        x,
+        t,
+        as_tree(augment),
+        class_weights,
+        model=model,
+        options=options,
+        vectorize=vectorize,
+    )
+    return CrossFitted(logits, jnp.asarray(fold, jnp.int32), fitted)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "options", "vectorize"))
+def _crossfit(
+    keys: Any,
+    ids: Any,
+    x: Any,
+    t: Any,
+    augment: Any,
+    weights: Any,
+    *,
+    model: Model,
+    options: Options,
+    vectorize: bool,
+) -> tuple[Array, Fitted]:
+    def one(args: Any) -> tuple[Array, Fitted]:
+        key, (train, valid, scored) = args
+        fitted = train_one(key, x[train], t[train], (x[valid], t[valid]), augment, weights, model, options)
+        return evaluate(model, fitted.params, x.at[scored].get(mode="clip")), fitted
+
+    args = (keys, ids)
+    logits, fitted = jax.vmap(one)(args) if vectorize else jax.lax.map(one, args)
+    empty = jnp.zeros((t.size, logits.shape[-1]), logits.dtype)
+    return empty.at[ids[2]].set(logits, mode="drop"), fitted
+
+
+def _deal(key: KeyArray, t: np.ndarray, folds: int) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
+    """Stratified folds: `[n]` fold of each sample; ids `[folds, ...]` to train on, select by, score."""
+    n = t.size
+    key_strata, key_trim = jax.random.split(key)
+    fold = np.empty(n, np.int64)
+    fold[np.lexsort((np.asarray(jax.random.uniform(key_strata, (n,))), t))] = np.arange(n) % folds
+    order = np.asarray(jax.random.permutation(key_trim, n))
+    least, most = n // folds, -(-n // folds)
+    plan = []
+    for f in range(folds):
+        scored = np.flatnonzero(fold == f)
+        valid = order[fold[order] == (f + 1) % folds][:least]
+        train = np.setdiff1d(order, np.concatenate([scored, valid]))
+        spare = order[np.isin(order, train)][: train.size - (n - most - least)]
+        padded = np.pad(scored, (0, most - scored.size), constant_values=n)  # read as the last, never written
+        plan.append((np.setdiff1d(train, spare), valid, padded))
+    return fold, tuple(np.stack(part).astype(np.int32) for part in zip(*plan, strict=True))

@@ -1,0 +1,125 @@
+"""The training loop: one scan over epochs and batches that keeps the best parameters."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from psa_jax.types import Array, Float, Int, KeyArray, PyTree, pytree
+
+
+@pytree
+class History:
+    """What happened in training.
+
+    Attributes:
+        train_loss: `[epochs]` mean loss of each epoch, NaN for epochs that early stopping skipped.
+        valid_loss: `[epochs]` loss on the validation data, NaN where there was none or the epoch was skipped.
+        best_epoch: the epoch whose parameters are returned; without validation data the last one, and -1 (the
+            initial parameters) if the validation loss was never finite.
+        epochs_run: how many epochs ran.
+    """
+
+    train_loss: Float[Array, "... epochs"]
+    valid_loss: Float[Array, "... epochs"]
+    best_epoch: Int[Array, "..."]
+    epochs_run: Int[Array, "..."]
+
+
+@pytree
+class Fitted:
+    """Parameters and how they came about; ensembles and folds have a leading axis on every leaf."""
+
+    params: PyTree
+    history: History
+
+
+def minimise(
+    key: KeyArray,
+    params: PyTree,
+    trainable: PyTree,
+    num_samples: int,
+    loss: Callable[[PyTree, Array, KeyArray], tuple[Array, PyTree]],
+    *,
+    valid_loss: Callable[[PyTree], Array] | None,
+    optimizer: optax.GradientTransformation,
+    epochs: int,
+    batch_size: int,
+    patience: int | None = None,
+    on_epoch: Callable[[Any, Any, Any], None] | None = None,
+) -> Fitted:
+    """The training loop under `fit`, for any loss; to be called inside a jitted function.
+
+    Args:
+        key: decides order and what `loss` draws.
+        params: initial parameters.
+        trainable: tree of Python bools of the structure of `params`.
+        num_samples: how many samples there are.
+        loss: `(params, ids [batch], key) -> (loss, params)`, the returned params carrying running statistics.
+        valid_loss: `params -> loss`, or None to return the last parameters.
+        optimizer: sees only what is trainable (other leaves are None).
+        epochs, batch_size, patience, on_epoch: as in `fit`.
+    """
+    batch_size = min(batch_size, num_samples)
+    steps = num_samples // batch_size
+    with jax.numpy_dtype_promotion("standard"):  # optax relies on it
+        state = optimizer.init(_part(params, trainable, True))
+
+    def step(carry: Any, inputs: Any) -> Any:
+        (params, state), (ids, key) = carry, inputs
+        fixed = _part(params, trainable, False)
+        moving = _part(params, trainable, True)
+        grad = jax.value_and_grad(lambda moving: loss(_join(moving, fixed), ids, key), has_aux=True)
+        (value, after), grads = grad(moving)
+        with jax.numpy_dtype_promotion("standard"):
+            updates, state = optimizer.update(grads, state, moving)
+            moving = optax.apply_updates(moving, updates)
+        return (_join(moving, _part(after, trainable, False)), state), value
+
+    def run(carry: Any, epoch: Array) -> Any:
+        params, state, best = carry
+        key_order, key_steps = jax.random.split(jax.random.fold_in(key, epoch))
+        ids = jax.random.permutation(key_order, num_samples)[: steps * batch_size].reshape(steps, batch_size)
+        inputs = (ids, jax.random.split(key_steps, steps))
+        (params, state), losses = jax.lax.scan(step, (params, state), inputs)
+        train = losses.mean().astype(jnp.float32)
+        valid = jnp.full((), jnp.nan, jnp.float32)
+        if valid_loss is not None:
+            valid = valid_loss(params).astype(jnp.float32)
+            best = _where(valid < best[1], (params, valid, epoch), best)
+        if on_epoch is not None:
+            jax.debug.callback(on_epoch, epoch, train, valid)
+        return (params, state, best), (train, valid, True)
+
+    def skip(carry: Any, epoch: Array) -> Any:
+        nan = jnp.full((), jnp.nan, jnp.float32)
+        return carry, (nan, nan, False)
+
+    def epoch(carry: Any, index: Array) -> Any:
+        if patience is None or valid_loss is None:
+            return run(carry, index)
+        return jax.lax.cond(index - carry[2][2] > patience, skip, run, carry, index)
+
+    none = (params, jnp.full((), jnp.inf, jnp.float32), jnp.full((), -1, jnp.int32))
+    best = None if valid_loss is None else none
+    indices = jnp.arange(epochs, dtype=jnp.int32)
+    (params, _, best), (train, valid, ran) = jax.lax.scan(epoch, (params, state, best), indices)
+    epochs_run = ran.sum(dtype=jnp.int32)
+    best_epoch = epochs_run - 1
+    if best is not None:
+        params, _, best_epoch = best
+    return Fitted(params, History(train, valid, best_epoch, epochs_run))
+
+
+def _part(params: PyTree, trainable: PyTree, wanted: bool) -> PyTree:
+    return jax.tree.map(lambda leaf, flag: leaf if bool(flag) == wanted else None, params, trainable)
+
+
+def _join(one: PyTree, other: PyTree) -> PyTree:
+    return jax.tree.map(lambda p, q: q if p is None else p, one, other, is_leaf=lambda leaf: leaf is None)
+
+
+def _where(condition: Array, one: PyTree, other: PyTree) -> PyTree:
+    return jax.tree.map(lambda p, q: jax.lax.select(jnp.broadcast_to(condition, jnp.shape(p)), p, q), one, other)

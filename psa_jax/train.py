@@ -1,0 +1,313 @@
+"""Fitting a classifier of the treatment, or an ensemble of them, as one compiled program."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.core import Tracer
+from jaxtyping import Key
+
+from psa_jax.augment import as_tree
+from psa_jax.loop import Fitted, minimise
+from psa_jax.model import Model
+from psa_jax.types import Array, Augment, Float, KeyArray, PyTree, map_rows
+
+ADAMW = optax.adamw(1e-3, weight_decay=1e-4)
+
+
+EPOCHS = 50
+
+
+BATCH_SIZE = 128
+
+
+CHUNK = 1024
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """The static settings of training."""
+
+    optimizer: optax.GradientTransformation
+    epochs: int
+    batch_size: int
+    patience: int | None
+    on_epoch: Callable[[Any, Any, Any], None] | None
+
+
+def fit(
+    key: KeyArray,
+    model: Model,
+    x: Array,
+    t: Array,
+    *,
+    optimizer: optax.GradientTransformation | None = None,
+    epochs: int = EPOCHS,
+    batch_size: int = BATCH_SIZE,
+    valid: tuple[Array, Array] | None = None,
+    augment: Augment | None = None,
+    class_weights: Array | None = None,
+    patience: int | None = None,
+    on_epoch: Callable[[Any, Any, Any], None] | None = None,
+) -> Fitted:
+    """Trains a classifier of the treatment; its logits are `log P(t | x)` up to an offset, the score.
+
+    One compiled scan over epochs and batches (a fresh permutation every epoch, the remainder is left out).
+    Static: model, optimizer, epochs, batch_size, patience, on_epoch and all shapes; traced: key, data, class
+    weights and the settings of augments that are pytrees. Give optimizers and callbacks that live at module
+    level (or are made once): a new `optax.adam(...)` is a new function and compiles again.
+
+    Args:
+        key: decides initial parameters, order, augmentation and dropout.
+        model: see `Model`; `model.init` gets all of `x`.
+        x: features `[n, ...]`, float.
+        t: treatment codes `[n]`, integers in `[0, K)` for a model of K logits.
+        optimizer: default AdamW with rate 1e-3 and weight decay 1e-4.
+        epochs: the most passes over the data.
+        batch_size: samples in a step, at most n of them.
+        valid: `(x, t)` of other samples. The parameters of the epoch with the lowest loss on them are
+            returned.
+        augment: `(key, batch) -> batch`, see `psa_jax.augment`. Validation inputs are augmented as well
+            (once, with a fixed key), because it is the smoothed propensity that is estimated.
+        class_weights: `[K]` factors of the loss of each class; a batch's loss is divided by its sum of
+            weights.
+        patience: stop after that many epochs without a lower validation loss. Under `vmap` a stopped member
+            still computes, though its result does not change.
+        on_epoch: `(epoch, train_loss, valid_loss) -> None`, called on the host after every epoch.
+
+    Returns:
+        The parameters and the history.
+
+    Raises:
+        ValueError: empty data, wrong ranks, dtypes or lengths, labels out of range, fewer than two
+            treatments, NaN or infinite features, numbers below 1, class weights of another shape, patience
+            without validation data. Values are not looked at when they are traced.
+
+    Example:
+        >>> from psa_jax.nets import linear
+        >>> x = jnp.arange(8.0)[:, None]
+        >>> fitted = fit(jax.random.key(0), linear(2), x, jnp.arange(8) // 4, epochs=3, batch_size=4)
+        >>> fitted.history.train_loss.shape, int(fitted.history.epochs_run)
+        ((3,), 3)
+
+    References:
+        Xi et al., Propensity Score Alignment of Unpaired Multimodal Data, NeurIPS 2024, arXiv 2404.01595,
+        section 3.
+    """
+    options = Options(optimizer or ADAMW, epochs, batch_size, patience, on_epoch)
+    x, t, valid = check(model, x, t, valid, class_weights, options)
+    _check_patience(patience, valid)
+    return _fit(key, x, t, valid, as_tree(augment), class_weights, model=model, options=options)
+
+
+def fit_ensemble(
+    keys: Key[Array, " members"],
+    model: Model,
+    x: Array,
+    t: Array,
+    *,
+    optimizer: optax.GradientTransformation | None = None,
+    epochs: int = EPOCHS,
+    batch_size: int = BATCH_SIZE,
+    valid: tuple[Array, Array] | None = None,
+    augment: Augment | None = None,
+    class_weights: Array | None = None,
+    patience: int | None = None,
+    on_epoch: Callable[[Any, Any, Any], None] | None = None,
+) -> Fitted:
+    """Trains one classifier for each key, in one program: `vmap` on accelerators, `lax.map` on the CPU.
+
+    Args:
+        keys: `[members]`. Member i is what `fit(keys[i], ...)` gives, up to rounding.
+        model, x, t, optimizer, epochs, batch_size, valid, augment, class_weights, patience: as in `fit`.
+        on_epoch: called for every member, in no particular order of members.
+
+    Returns:
+        `Fitted` with a leading axis `[members]` on every leaf.
+
+    Raises:
+        ValueError: as `fit`, and for keys that are not `[members]`.
+
+    Example:
+        >>> from psa_jax.nets import linear
+        >>> x = jnp.arange(8.0)[:, None]
+        >>> keys = jax.random.split(jax.random.key(0), 2)
+        >>> fit_ensemble(keys, linear(2), x, jnp.arange(8) // 4, epochs=2).history.train_loss.shape
+        (2, 2)
+    """
+    if jnp.ndim(keys) != 1 or not keys.size:
+        raise ValueError(f"keys: expected [members] typed keys, at least one, got shape {jnp.shape(keys)}")
+    options = Options(optimizer or ADAMW, epochs, batch_size, patience, on_epoch)
+    x, t, valid = check(model, x, t, valid, class_weights, options)
+    _check_patience(patience, valid)
+    augment, vectorize = as_tree(augment), jax.default_backend() != "cpu"
+    return _ensemble(keys, x, t, valid, augment, class_weights, model=model, options=options, vectorize=vectorize)
+
+
+def class_weights(t: Array, num_treatments: int) -> Float[Array, " K"]:
+    """Inverse class frequencies, zero for absent classes, with mean one over the samples.
+
+    Training with them estimates the propensity under equal treatment frequencies, so that no prior is left to
+    divide out of the scores.
+
+    Args:
+        t: `[n]` integer codes.
+        num_treatments: K, static.
+
+    Example:
+        >>> class_weights(jnp.array([0, 0, 0, 2]), 3).tolist()
+        [0.6666666865348816, 0.0, 2.0]
+    """
+    counts = jnp.bincount(t, length=num_treatments).astype(jnp.float32)
+    present = (counts > 0).astype(counts.dtype)
+    return present * counts.sum() / (jnp.maximum(counts, 1) * jnp.maximum(present.sum(), 1))
+
+
+def train_one(
+    key: KeyArray,
+    x: Array,
+    t: Array,
+    valid: tuple[Array, Array] | None,
+    augment: Any,
+    weights: Array | None,
+    model: Model,
+    options: Options,
+) -> Fitted:
+    """One classifier, inside a jitted function; the arguments are those of `fit`, checked."""
+    key_init, key_valid, key_loop = jax.random.split(key, 3)
+    params = model.init(key_init, x)
+
+    def losses(logits: Array, t: Array) -> tuple[Array, Array]:
+        loss = optax.softmax_cross_entropy_with_integer_labels(logits, t)
+        weight = jnp.ones_like(loss) if weights is None else jnp.asarray(weights).astype(loss.dtype)[t]
+        return loss * weight, weight
+
+    def mean(loss: Array, weight: Array) -> Array:
+        total = weight.sum()
+        return jnp.where(total > 0, loss.sum() / jnp.where(total > 0, total, 1), 0)
+
+    def loss(params: PyTree, ids: Array, key: KeyArray) -> tuple[Array, PyTree]:
+        key_augment, key_apply = jax.random.split(key)
+        batch = x[ids] if augment is None else augment(key_augment, x[ids])
+        logits, params = model.apply(params, batch, train=True, key=key_apply)
+        return mean(*losses(logits, t[ids])), params
+
+    def smooth(rows: tuple[Array, Array]) -> Array:
+        return augment(jax.random.fold_in(key_valid, rows[0][0]), rows[1])
+
+    x_valid, t_valid = (x, t) if valid is None else valid
+    if valid is not None and augment is not None:
+        x_valid = map_rows(smooth, (jnp.arange(t_valid.size), x_valid), CHUNK)
+
+    def valid_loss(params: PyTree) -> Array:
+        return mean(*losses(evaluate(model, params, x_valid), t_valid))
+
+    return minimise(
+        key_loop,
+        params,
+        model.trainable(params),
+        t.size,
+        loss,
+        valid_loss=None if valid is None else valid_loss,
+        optimizer=options.optimizer,
+        epochs=options.epochs,
+        batch_size=options.batch_size,
+        patience=options.patience,
+        on_epoch=options.on_epoch,
+    )
+
+
+def evaluate(model: Model, params: PyTree, x: Array) -> Array:
+    """Logits `[n, K]` in evaluation mode, in chunks."""
+    return map_rows(lambda x: model.apply(params, x, train=False, key=None)[0], x, CHUNK)
+
+
+_fit = jax.jit(train_one, static_argnames=("model", "options"))
+
+
+@functools.partial(jax.jit, static_argnames=("model", "options", "vectorize"))
+def _ensemble(
+    keys: Any,
+    x: Any,
+    t: Any,
+    valid: Any,
+    augment: Any,
+    weights: Any,
+    *,
+    model: Model,
+    options: Options,
+    vectorize: bool,
+) -> Fitted:
+    def one(key: KeyArray) -> Fitted:
+        return train_one(key, x, t, valid, augment, weights, model, options)
+
+    return jax.vmap(one)(keys) if vectorize else jax.lax.map(one, keys)
+
+
+@functools.lru_cache(maxsize=128)
+def num_outputs(model: Model, shape: tuple[int, ...], dtype: Any) -> int:
+    """The number of logits a model gives for inputs `[n, *shape]`; traces the model once."""
+
+    def logits(key: KeyArray, x: Array) -> Array:
+        return model.apply(model.init(key, x), x, train=False, key=None)[0]
+
+    out = jax.eval_shape(logits, jax.random.key(0), jax.ShapeDtypeStruct((2, *shape), dtype))
+    if len(out.shape) != 2 or out.shape[0] != 2:
+        raise ValueError(f"model: expected logits [n, K], got shape {out.shape} for n = 2")
+    return out.shape[1]
+
+
+def check(
+    model: Model, x: Any, t: Any, valid: Any, weights: Any, options: Options
+) -> tuple[Array, Array, tuple[Array, Array] | None]:
+    """Raises what is wrong by name; returns arrays, labels as int32."""
+    for name in ("epochs", "batch_size", "patience"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise ValueError(f"{name}: expected at least 1, got {value}")
+    x, t = _check_samples(model, x, t, "")
+    codes = None if isinstance(t, Tracer) else np.unique(np.asarray(t))
+    if codes is not None and codes.size < 2:
+        raise ValueError(f"t: expected at least two treatments, got only {codes.tolist()}")
+    if valid is not None:
+        valid = _check_samples(model, valid[0], valid[1], "valid: ")
+        if valid[0].shape[1:] != x.shape[1:]:
+            raise ValueError(f"valid: x: expected shape [n, *{x.shape[1:]}], got {valid[0].shape}")
+    k = num_outputs(model, x.shape[1:], x.dtype)
+    if weights is not None and jnp.shape(weights) != (k,):
+        raise ValueError(f"class_weights: expected shape ({k},), got {jnp.shape(weights)}")
+    return x, t, valid
+
+
+def _check_patience(patience: int | None, valid: Any) -> None:
+    if patience is not None and valid is None:
+        raise ValueError("patience: expected validation data to judge by (valid=(x, t)), got none")
+
+
+def _check_samples(model: Model, x: Any, t: Any, where: str) -> tuple[Array, Array]:
+    x, t = jnp.asarray(x), jnp.asarray(t)
+    if x.ndim < 2 or not x.size or not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(f"{where}x: expected float features [n, ...], n at least 1, got {x.dtype} {x.shape}")
+    if t.ndim != 1 or not jnp.issubdtype(t.dtype, jnp.integer):
+        raise ValueError(f"{where}t: expected integer codes [n], got {t.dtype} {t.shape}")
+    if t.size != x.shape[0]:
+        raise ValueError(f"{where}expected as many labels as samples, got {t.size} labels, {x.shape[0]} samples")
+    k = num_outputs(model, x.shape[1:], x.dtype)
+    if not isinstance(t, Tracer):
+        bad = np.flatnonzero((np.asarray(t) < 0) | (np.asarray(t) >= k))
+        if bad.size:
+            raise ValueError(f"{where}t: expected codes in [0, {k}), got {np.asarray(t)[bad[0]]} at row {bad[0]}")
+    if not isinstance(x, Tracer):
+        with jax.ensure_compile_time_eval():
+            bad = np.flatnonzero(~np.asarray(jnp.isfinite(x).all(tuple(range(1, x.ndim)))))
+        if bad.size:
+            raise ValueError(
+                f"{where}x: expected finite features, got NaN or infinity in {bad.size} of "
+                f"{x.shape[0]} rows, the first at row {bad[0]}"
+            )
+    return x, t.astype(jnp.int32)
