@@ -1,0 +1,117 @@
+"""Propensity score alignment of unpaired multimodal data, in JAX (Xi et al., NeurIPS 2024, arXiv 2404.01595).
+
+Samples become scores, scores a coupling, and the coupling answers whatever is asked of it:
+
+    data, truth = psa.datasets.balls(key, num_samples=2000, image_size=32)
+    alignment = psa.align(key, data)
+    alignment.coupling.apply(data.b.x)
+
+`datasets`, `io` and `plot` are imported when first used.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from psa_jax import match
+from psa_jax.augment import compose, gaussian_noise, smoothing, translation
+from psa_jax.blocked import Blocked
+from psa_jax.coupling import Coupling, Info
+from psa_jax.crossfit import CrossFitted, crossfit
+from psa_jax.data import Modality, Truth, Unpaired, split, validate
+from psa_jax.evaluation import evaluate
+from psa_jax.groups import Groups, group
+from psa_jax.loop import Fitted, History
+from psa_jax.match import (
+    assignment,
+    cosine,
+    euclidean,
+    independent,
+    nearest,
+    relative,
+    sinkhorn,
+    snn,
+    squared_euclidean,
+)
+from psa_jax.match.blockwise import blockwise
+from psa_jax.metrics import by_treatment, foscttm, label_transfer, latent_mse, trace
+from psa_jax.model import Model, from_linen, from_nnx
+from psa_jax.nets import batch_norm, conv, layer_norm, linear, mlp
+from psa_jax.pipeline import Alignment, AlignmentWarning, align
+from psa_jax.score import calibrate, centre, expected_calibration_error, log_prior, propensity, reliability
+from psa_jax.train import class_weights, fit, fit_ensemble
+
+if TYPE_CHECKING:
+    from psa_jax import datasets, io, plot
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Alignment",
+    "AlignmentWarning",
+    "Blocked",
+    "Coupling",
+    "CrossFitted",
+    "Fitted",
+    "Groups",
+    "History",
+    "Info",
+    "Modality",
+    "Model",
+    "Truth",
+    "Unpaired",
+    "align",
+    "assignment",
+    "batch_norm",
+    "blockwise",
+    "by_treatment",
+    "calibrate",
+    "centre",
+    "class_weights",
+    "compose",
+    "conv",
+    "cosine",
+    "crossfit",
+    "datasets",
+    "euclidean",
+    "evaluate",
+    "expected_calibration_error",
+    "fit",
+    "fit_ensemble",
+    "foscttm",
+    "from_linen",
+    "from_nnx",
+    "gaussian_noise",
+    "group",
+    "independent",
+    "io",
+    "label_transfer",
+    "latent_mse",
+    "layer_norm",
+    "linear",
+    "log_prior",
+    "match",
+    "mlp",
+    "nearest",
+    "plot",
+    "propensity",
+    "relative",
+    "reliability",
+    "sinkhorn",
+    "smoothing",
+    "snn",
+    "split",
+    "squared_euclidean",
+    "trace",
+    "translation",
+    "validate",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("datasets", "io", "plot"):
+        return importlib.import_module(f"psa_jax.{name}")
+    raise AttributeError(f"module 'psa_jax' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,152 @@
+"""How well an alignment does where the truth is known, each figure beside chance and the class mean."""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from psa_jax.blocked import Blocked
+from psa_jax.coupling import Coupling
+from psa_jax.data import Truth, Unpaired, check_truth
+from psa_jax.match import class_mean
+from psa_jax.match.blockwise import blockwise
+from psa_jax.metrics import by_treatment, foscttm, latent_mse, trace
+from psa_jax.pipeline import Alignment, Calibration
+from psa_jax.types import Array, KeyArray
+
+
+def evaluate(key: KeyArray, alignment: Alignment, truth: Truth, data: Unpaired) -> dict[str, Any]:
+    """Measures an alignment against the truth. On the host; the result is plain Python, ready for JSON.
+
+    Each metric is a dict of `micro` (mean over samples), `macro` (mean over treatments), `chance` (a random match
+    within the treatment), `class_mean` (the uniform coupling), `counted`, `excluded` and `by_treatment`:
+
+    - `trace`: `P(true match | i)`.
+    - `latent_mse`: squared error of projected latents, if the truth has latents.
+    - `foscttm`: of projected scores of modality b, candidates being the same treatment's samples.
+    - `foscttm_all`: the same, candidates being all samples.
+    - `foscttm_sampled`: of the scores of one sampled match, same treatment.
+    - `foscttm_features`: of projected features of modality b, same treatment, if they are vectors.
+
+    Args:
+        key: for the sampled matches.
+        alignment: what `align` returned; to judge another coupling, `dataclasses.replace(alignment, coupling=...)`.
+        truth: of the aligned data.
+        data: the `Unpaired` that was aligned (the query, if there was one).
+
+    Returns:
+        A dict of `metrics`, `treatments` (sizes and the matcher's report), `rows_without_partner`,
+        `cols_without_partner` and `calibration`. A number that does not exist is None.
+
+    Raises:
+        ValueError: data or truth of other lengths than the alignment.
+
+    Example:
+        >>> from psa_jax.data import Modality
+        >>> from psa_jax.nets import linear
+        >>> from psa_jax.pipeline import align
+        >>> x, t = jax.random.normal(jax.random.key(0), (30, 2)), jnp.arange(30) % 2
+        >>> data = Unpaired(*2 * [Modality(x + t[:, None], t)], 2)
+        >>> alignment = align(jax.random.key(1), data, model_a=linear(2), model_b=linear(2), epochs=2)
+        >>> report = evaluate(jax.random.key(2), alignment, Truth(jnp.arange(30)), data)
+        >>> round(report["metrics"]["trace"]["chance"], 4)
+        0.0667
+    """
+    coupling, scores = alignment.coupling, alignment.scores_b
+    n, m = coupling.shape
+    got = data.a.t.shape[0], data.b.t.shape[0]
+    if got != (n, m):
+        raise ValueError(f"data: expected {n} and {m} samples, as were aligned, got {got[0]} and {got[1]}")
+    check_truth(truth, n, m)
+    uniform = blockwise(class_mean)(alignment.scores_a, scores, alignment.groups)
+    at_random = jnp.where(truth.pair >= 0, 0.5, jnp.nan)
+
+    def rank(law: Blocked | Coupling, features: Array, t: Array | None) -> Array:
+        return _rank(law.apply(features), features, truth, t)
+
+    def levels(features: Array, t: Array | None) -> tuple[Array, Array, Array]:
+        return rank(coupling, features, t), at_random, rank(uniform, features, t)
+
+    metrics = {
+        "trace": (trace(coupling, truth), trace(uniform, truth), trace(uniform, truth)),
+        "foscttm": levels(scores, data.a.t),
+        "foscttm_all": levels(scores, None),
+    }
+    drawn = coupling.sample(key)
+    sampled = jnp.where((drawn >= 0)[:, None], scores[drawn], jnp.nan)
+    metrics["foscttm_sampled"] = _rank(sampled, scores, truth, data.a.t), *metrics["foscttm"][1:]
+    if data.b.x.ndim == 2:
+        metrics["foscttm_features"] = levels(data.b.x, data.a.t)
+    if truth.z_a is not None and truth.z_b is not None:
+        metrics["latent_mse"] = (
+            latent_mse(coupling, truth),
+            _random_latent_mse(uniform, truth),
+            latent_mse(uniform, truth),
+        )
+    info, groups = coupling.info, alignment.groups
+    return {
+        "metrics": {name: _summary(*values, data) for name, values in metrics.items()},
+        "treatments": {
+            "size_a": _plain(groups.sizes_a),
+            "size_b": _plain(groups.sizes_b),
+            "converged": _plain(info.converged),
+            "num_iters": _plain(info.num_iters),
+            "marginal_error": _plain(info.marginal_error),
+            **{name: _plain(value) for name, value in info.details.items()},
+        },
+        "rows_without_partner": int(uniform.unmatched_rows),
+        "cols_without_partner": int(uniform.unmatched_cols),
+        "calibration": {
+            "a": _calibration(alignment.calibration_a),
+            "b": _calibration(alignment.calibration_b),
+        },
+    }
+
+
+def _rank(y_hat: Array, features: Array, truth: Truth, t: Array | None) -> Array:
+    """FOSCTTM of predictions for the rows whose partner is known and that have a prediction."""
+    y = jnp.where((truth.pair >= 0)[:, None], features[truth.pair], jnp.nan)
+    return foscttm(y_hat, y, t=t)
+
+
+def _random_latent_mse(uniform: Blocked, truth: Truth) -> Array:
+    """The expected squared error of one random match within the treatment, `E (z_j - z_i)²`."""
+    assert truth.z_a is not None
+    assert truth.z_b is not None
+    error = latent_mse(uniform, truth)
+    variance = uniform.apply(truth.z_b**2) - uniform.apply(truth.z_b) ** 2
+    return error + variance.mean(1)
+
+
+def _summary(values: Array, chance: Array, class_mean: Array, data: Unpaired) -> dict[str, Any]:
+    missing = jnp.isnan(values)
+    found, at_random, blind = (
+        by_treatment(jnp.where(missing, jnp.nan, v), data.a.t, data.num_treatments)
+        for v in (values, chance, class_mean)
+    )
+    return {
+        "micro": _plain(found.micro),
+        "macro": _plain(found.macro),
+        "chance": _plain(at_random.micro),
+        "class_mean": _plain(blind.micro),
+        "counted": int(found.count.sum()),
+        "excluded": int(found.excluded.sum()),
+        "by_treatment": {
+            "mean": _plain(found.mean),
+            "chance": _plain(at_random.mean),
+            "class_mean": _plain(blind.mean),
+            "counted": _plain(found.count),
+        },
+    }
+
+
+def _calibration(calibration: Calibration) -> dict[str, Any]:
+    return {name: _plain(value) for name, value in vars(calibration).items()}
+
+
+def _plain(value: Any) -> Any:
+    """Python numbers and lists of them; None for NaN, which JSON does not have."""
+    value = np.asarray(value)
+    if np.issubdtype(value.dtype, np.floating):
+        value = np.where(np.isfinite(value), value.astype(object), None)
+    return value.tolist()

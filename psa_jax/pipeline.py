@@ -1,0 +1,306 @@
+"""The whole thing: from unpaired data to a coupling, and from a coupling to figures."""
+
+import functools
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from psa_jax.augment import smoothing
+from psa_jax.blocked import Blocked
+from psa_jax.coupling import Coupling
+from psa_jax.crossfit import crossfit
+from psa_jax.data import Unpaired, split, validate
+from psa_jax.groups import Groups, group
+from psa_jax.loop import Fitted
+from psa_jax.match import sinkhorn
+from psa_jax.match.blockwise import blockwise
+from psa_jax.model import Model
+from psa_jax.nets import conv, mlp
+from psa_jax.score import calibrate, centre, expected_calibration_error, from_logits, log_prior, reliability
+from psa_jax.train import fit
+from psa_jax.types import Array, Augment, Float, KeyArray, PyTree, map_rows, pytree
+
+VALID_SHARE = 0.2
+CHUNK = 1024
+STEPS = 2000
+
+
+class AlignmentWarning(UserWarning):
+    """Something about an alignment that its user should know; the alignment's `info` has it in numbers."""
+
+
+@pytree
+class Calibration:
+    """How far a classifier's confidence can be trusted, on samples that it was not trained on.
+
+    Attributes:
+        temperature: what its logits were divided by.
+        cross_entropy: mean `-log P(t | x)` after that, in nats.
+        accuracy: share of samples whose most probable treatment is theirs.
+        error_before: expected calibration error of the raw logits.
+        error_after: the same after division by the temperature.
+        confidence: `[bins]` mean confidence of the samples in each bin, NaN where empty, after division.
+        frequency: `[bins]` their accuracy.
+        count: `[bins]` their number.
+    """
+
+    temperature: Float[Array, ""]
+    cross_entropy: Float[Array, ""]
+    accuracy: Float[Array, ""]
+    error_before: Float[Array, ""]
+    error_after: Float[Array, ""]
+    confidence: Float[Array, " bins"]
+    frequency: Float[Array, " bins"]
+    count: Array
+
+
+@pytree
+class Alignment:
+    """What `align` returns.
+
+    Attributes:
+        coupling: which column each row may belong to; ask it (`apply`, `sample`, `T`, `info`, ...).
+        groups: the plan of which treatments were matched.
+        scores_a: propensity scores `[n, d]` of modality a, d the number of treatments both modalities have.
+        scores_b: propensity scores `[m, d]` of modality b.
+        fitted_a: the classifier of modality a; every leaf has leading axes `[members]` and, without a query, `[folds]`.
+        fitted_b: the classifier of modality b.
+        calibration_a: its calibration.
+        calibration_b: its calibration.
+    """
+
+    coupling: Blocked | Coupling
+    groups: Groups
+    scores_a: Float[Array, "n d"]
+    scores_b: Float[Array, "m d"]
+    fitted_a: Fitted
+    fitted_b: Fitted
+    calibration_a: Calibration
+    calibration_b: Calibration
+
+
+def align(
+    key: KeyArray,
+    data: Unpaired,
+    *,
+    query: Unpaired | None = None,
+    valid: Unpaired | None = None,
+    model_a: Model | None = None,
+    model_b: Model | None = None,
+    matcher: Callable[..., Coupling] = sinkhorn,
+    augment_a: Augment | None = smoothing,
+    augment_b: Augment | None = smoothing,
+    optimizer: optax.GradientTransformation | None = None,
+    epochs: int | None = None,
+    batch_size: int = 128,
+    patience: int | None = None,
+    members: int = 1,
+    folds: int = 5,
+    transform: Callable[[Any], Any] = centre,
+    divide_prior: bool = True,
+    on_epoch: Callable[[Any, Any, Any], None] | None = None,
+) -> Alignment:
+    """Aligns two unpaired modalities: fits a classifier of the treatment to each, scores, matches within treatments.
+
+    With a `query` the classifiers are fitted on `data` and the query is scored and matched. Without one `data` itself
+    is, every sample scored by a classifier that saw its label neither in training nor in selection (`crossfit`), so
+    that memorised labels cannot leak into the scores. Scores are calibrated by temperature, freed of their treatment
+    frequencies, and restricted to the treatments that both modalities of `data` have.
+
+    It runs on the host and compiles what it calls; each stage is a function of its own (`fit`, `crossfit`,
+    `propensity`, `group`, `blockwise`) to build something else from.
+
+    Args:
+        key: a typed key.
+        data: what to learn from. Sizes may differ; treatments may be missing in one modality.
+        query: other samples of the same kind to align instead of `data`; they may have treatments that `data` lacks.
+        valid: samples that select the best epoch and the temperature, with a query only; by default a fifth of `data`.
+        model_a: classifier of modality a; by default `mlp((256, 256))` for `[n, d]` features and
+            `conv((32, 64, 128))` for images.
+        model_b: classifier of modality b.
+        matcher: of one treatment, `(u, v, a, b) -> Coupling`.
+        augment_a: random change of a batch that smooths the propensity, or None; see `smoothing`.
+        augment_b: the same for modality b.
+        optimizer: see `fit`.
+        epochs: see `fit`; by default as many as make 2000 steps, but at least 20 and at most 500.
+        batch_size: see `fit`.
+        patience: see `fit`; by default a fifth of the epochs.
+        members: classifiers to train for each modality; their logits are averaged.
+        folds: see `crossfit`; without a query only.
+        transform: of scores, see `propensity`.
+        divide_prior: subtract the log treatment frequencies from the logits.
+        on_epoch: see `fit`; called for every epoch of every classifier.
+
+    Returns:
+        The coupling and everything it came from. `coupling.info` says per treatment whether it converged.
+
+    Raises:
+        ValueError: invalid data (see `validate`), fewer than two treatments that both modalities have, a query of
+            other features or treatments, `valid` without a query, scores that are not finite.
+
+    Warns:
+        AlignmentWarning: treatments that only one modality has, that did not converge, or whose scores have no
+            direction (SNN); by name.
+
+    Example:
+        >>> x = jax.random.normal(jax.random.key(0), (40, 2))
+        >>> t = jnp.arange(40) % 2
+        >>> data = Unpaired(Modality(x + t[:, None], t), Modality((x - t[:, None])[:30], t[:30]), 2)
+        >>> result = align(jax.random.key(1), data, epochs=2, model_a=mlp((4,), 2), model_b=mlp((4,), 2))
+        >>> result.coupling.apply(data.b.x).shape
+        (40, 2)
+
+    References:
+        Xi et al., NeurIPS 2024 (arXiv 2404.01595).
+    """
+    _check(data, query, valid, members)
+    shared = np.intersect1d(np.asarray(data.a.t), np.asarray(data.b.t))
+    if shared.size < 2:
+        raise ValueError(
+            f"data: expected at least two treatments that both modalities have, got only {shared.tolist()}: a "
+            "propensity cannot be estimated (blockwise matches scores of your own)"
+        )
+    key_split, key_a, key_b = jax.random.split(key, 3)
+    aligned = data if query is None else query
+    if query is not None and valid is None:
+        data, valid = split(key_split, data, (1 - VALID_SHARE, VALID_SHARE))
+        shared = np.intersect1d(np.asarray(data.a.t), np.asarray(data.b.t))
+    results = []
+    for name, k, model, augment in (("a", key_a, model_a, augment_a), ("b", key_b, model_b, augment_b)):
+        modality, target = getattr(data, name), getattr(aligned, name)
+        model = model or _default_model(name, modality.x, data.num_treatments)
+        rounds = _default_epochs(modality.x, batch_size) if epochs is None else epochs
+        options: dict[str, Any] = {
+            "optimizer": optimizer,
+            "epochs": rounds,
+            "batch_size": batch_size,
+            "patience": max(1, rounds // 5) if patience is None else patience,
+            "augment": augment,
+            "on_epoch": on_epoch,
+        }
+        keys = jax.random.split(k, members)
+        if query is None:
+            runs = [crossfit(member, model, modality.x, modality.t, folds=folds, **options) for member in keys]
+            logits = held_out = jnp.mean(jnp.stack([run.logits for run in runs]), axis=0)
+            fitted, labels = _stack([run.fitted for run in runs]), modality.t
+        else:
+            held = getattr(valid, name)
+            fitted = _stack([fit(m, model, modality.x, modality.t, valid=(held.x, held.t), **options) for m in keys])
+            logits, held_out = (_logits(model, fitted.params, x) for x in (target.x, held.x))
+            labels = held.t
+        _check_training(name, fitted)
+        calibration = _calibrate(held_out, labels)
+        prior = log_prior(modality.t, data.num_treatments) if divide_prior else None
+        scores = from_logits(
+            logits,
+            temperature=calibration.temperature,
+            log_prior=prior,
+            transform=transform,
+            treatments=shared,
+        )
+        bad = np.flatnonzero(~np.isfinite(np.asarray(scores)).all(-1))
+        if bad.size:
+            raise ValueError(
+                f"modality {name}: expected finite scores, got NaN or infinity in {bad.size} of {scores.shape[0]} "
+                f"rows, the first at row {bad[0]}"
+            )
+        results.append((scores, fitted, calibration))
+    groups = group(aligned.a.t, aligned.b.t, aligned.num_treatments)
+    (scores_a, fitted_a, calibration_a), (scores_b, fitted_b, calibration_b) = results
+    coupling = blockwise(matcher)(scores_a, scores_b, groups)
+    _warn(coupling, groups)
+    return Alignment(coupling, groups, scores_a, scores_b, fitted_a, fitted_b, calibration_a, calibration_b)
+
+
+def _check(data: Unpaired, query: Unpaired | None, valid: Unpaired | None, members: int) -> None:
+    validate(data)
+    if members < 1:
+        raise ValueError(f"members: expected at least 1, got {members}")
+    if valid is not None and query is None:
+        raise ValueError("valid: expected a query too; without one every sample is validated by cross-fitting")
+    for name, other in (("query", query), ("valid", valid)):
+        if other is None:
+            continue
+        validate(other)
+        if other.num_treatments != data.num_treatments:
+            raise ValueError(
+                f"{name}: expected num_treatments {data.num_treatments}, as in data, got {other.num_treatments}"
+            )
+        for side in ("a", "b"):
+            ours, theirs = getattr(data, side).x.shape[1:], getattr(other, side).x.shape[1:]
+            if ours != theirs:
+                raise ValueError(f"{name}: modality {side}: expected features of shape {ours}, got {theirs}")
+
+
+def _default_model(name: str, x: Array, num_treatments: int) -> Model:
+    if x.ndim == 2:
+        return mlp((256, 256), num_treatments)
+    if x.ndim == 4:
+        return conv((32, 64, 128), num_treatments)
+    raise ValueError(
+        f"model_{name}: expected a model for features of shape [n, {', '.join(map(str, x.shape[1:]))}]; there is a "
+        "default for vectors [n, d] and images [n, height, width, channels] only"
+    )
+
+
+def _default_epochs(x: Array, batch_size: int) -> int:
+    return min(500, max(20, -(-STEPS // max(1, x.shape[0] // batch_size))))
+
+
+def _check_training(name: str, fitted: Fitted) -> None:
+    if (np.asarray(fitted.history.best_epoch) < 0).any():
+        raise ValueError(
+            f"modality {name}: expected training to converge, but the validation loss was never finite "
+            "(is the augmentation or the learning rate too large?)"
+        )
+
+
+def _stack(trees: list[PyTree]) -> PyTree:
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def _logits(model: Model, params: PyTree, x: Array) -> Float[Array, "n K"]:
+    """The mean logits of an ensemble, whose params have a leading axis `[members]`."""
+
+    def member(params: PyTree) -> Array:
+        return map_rows(lambda x: model.apply(params, x, train=False, key=None)[0], x, CHUNK)
+
+    return jax.lax.map(member, params).mean(0)
+
+
+def _calibrate(logits: Array, t: Array) -> Calibration:
+    temperature = calibrate(logits, t)
+    log_p = jax.nn.log_softmax(logits / temperature)
+    return Calibration(
+        temperature,
+        -jnp.take_along_axis(log_p, t[:, None], axis=1).mean(),
+        (jnp.argmax(logits, axis=1) == t).mean(),
+        expected_calibration_error(logits, t),
+        expected_calibration_error(logits, t, temperature=temperature),
+        *reliability(logits, t, temperature=temperature),
+    )
+
+
+def _warn(coupling: Blocked, groups: Groups) -> None:
+    sizes_a, sizes_b = np.asarray(groups.sizes_a), np.asarray(groups.sizes_b)
+    matched = (sizes_a > 0) & (sizes_b > 0)
+    alone = (sizes_a > 0) != (sizes_b > 0)
+    found = {
+        f"only one modality has treatments {{}}: {int(coupling.unmatched_rows)} samples of a and "
+        f"{int(coupling.unmatched_cols)} samples of b have no partner": alone,
+        "the matcher did not converge within treatments {} (see coupling.info)": matched
+        & ~np.asarray(coupling.info.converged),
+        "some scores have no direction (all zero) in treatments {}": matched
+        & (np.nan_to_num(coupling.info.details.get("zero_norm", np.zeros(matched.size))) > 0),
+    }
+    for text, which in found.items():
+        if which.any():
+            names = np.flatnonzero(which)
+            listed = ", ".join(map(str, names[:10])) + (" and more" if names.size > 10 else "")
+            warnings.warn(text.format(listed), AlignmentWarning, stacklevel=3)

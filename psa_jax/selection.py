@@ -1,0 +1,86 @@
+"""Criteria for choosing settings without true pairs: they need scores and treatment labels only."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from psa_jax.coupling import Coupling
+from psa_jax.groups import Groups
+from psa_jax.match.blockwise import blockwise
+from psa_jax.types import Array, Float, Int, KeyArray
+
+
+def held_out_agreement(
+    key: KeyArray,
+    matcher: Callable[..., Coupling],
+    u: Float[Array, "n d"],
+    v: Float[Array, "m d"],
+    groups: Groups,
+    *,
+    repeats: int = 4,
+) -> Float[Array, ""]:
+    """How well a coupling made from half of the scores predicts the other half, within treatments.
+
+    The columns of the scores (treatments) are dealt into two random halves. One half is matched; through that
+    coupling the other half of modality b is projected onto the rows of modality a and correlated with what modality a
+    has there, after subtracting each treatment's mean. Noise that the modalities do not share cannot be predicted that
+    way, so the correlation is positive only where the scores are a common map of a common state.
+
+    Args:
+        key: decides the halves.
+        matcher: of one treatment.
+        u: scores `[n, d]`, d at least 2.
+        v: scores `[m, d]`.
+        groups: the plan.
+        repeats: how many random halves to average over, each used both ways. Static.
+
+    Returns:
+        A correlation in [-1, 1]; the higher, the better.
+
+    Raises:
+        ValueError: scores with fewer than two columns.
+
+    Example:
+        >>> from psa_jax.groups import group
+        >>> from psa_jax.match import sinkhorn
+        >>> t = jnp.arange(60) % 3
+        >>> u = jax.random.normal(jax.random.key(0), (60, 1)) * jnp.array([[1.0, -1.0, 2.0, 1.0]])
+        >>> float(held_out_agreement(jax.random.key(1), sinkhorn, u, u, group(t, t, 3))) > 0.9
+        True
+    """
+    d = u.shape[1]
+    if d < 2:
+        raise ValueError(f"u: expected at least two columns to hold one out, got {d}")
+    t = _treatment_of_rows(groups)
+    match = blockwise(matcher)
+
+    def once(order: Int[Array, " d"]) -> Float[Array, ""]:
+        used, held = order[: d // 2], order[d // 2 :]
+        projected = match(u[:, used], v[:, used], groups).apply(v[:, held])
+        return _correlation(_within(u[:, held], t, groups), _within(projected, t, groups))
+
+    orders = [jax.random.permutation(k, d) for k in jax.random.split(key, repeats)]
+    return jnp.mean(jnp.stack([once(order) for each in orders for order in (each, each[::-1])]))
+
+
+def _treatment_of_rows(groups: Groups) -> Int[Array, " n"]:
+    """The treatment of each row, `num_treatments` for rows that are not matched."""
+    t = jnp.full(groups.shape[0], groups.num_treatments, jnp.int32)
+    for bucket in groups.buckets:
+        t = t.at[bucket.rows].set(bucket.treatment[:, None], mode="drop")
+    return t
+
+
+def _within(y: Array, t: Array, groups: Groups) -> Array:
+    """Deviations from the treatment's mean; zero for rows that are not matched."""
+    number = groups.num_treatments + 1
+    total = jnp.zeros((number, y.shape[1]), y.dtype).at[t].add(y)
+    count = jnp.zeros(number, y.dtype).at[t].add(1)
+    deviation = y - (total / jnp.maximum(count, 1)[:, None])[t]
+    return jnp.where((t < groups.num_treatments)[:, None], deviation, 0)
+
+
+def _correlation(x: Array, y: Array) -> Array:
+    scale = jnp.sqrt(jnp.sum(x * x) * jnp.sum(y * y))
+    return jnp.where(scale > 0, jnp.sum(x * y) / jnp.where(scale > 0, scale, 1), 0)
