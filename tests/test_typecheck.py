@@ -1,0 +1,42 @@
+"""The annotations of shapes and types hold: the pipeline runs under jaxtyping's import hook with beartype."""
+
+import subprocess
+import sys
+import textwrap
+
+PROGRAM = """
+    import jaxtyping
+
+    with jaxtyping.install_import_hook("psa_jax", "beartype.beartype"):
+        import psa_jax as psa
+        import psa_jax.selection
+        from psa_jax import datasets
+
+    import functools
+    import jax
+    import jax.numpy as jnp
+
+    key = jax.random.key(0)
+    t = jnp.arange(48) % 3
+    x = jax.random.normal(key, (48, 4)) + t[:, None]
+    data = psa.Unpaired(psa.Modality(x, t), psa.Modality(x[:40, :3], t[:40]), 3)
+    truth = psa.Truth(jnp.where(jnp.arange(48) < 40, jnp.arange(48), -1), x, x[:40])
+    for matcher in (psa.sinkhorn, psa.snn, psa.nearest, psa.assignment, functools.partial(psa.sinkhorn, tau_a=0.9)):
+        out = psa.align(key, data, matcher=matcher, model_a=psa.mlp((8,), 3), model_b=psa.linear(3), epochs=2)
+        psa.evaluate(key, out, truth, data)
+        C = out.coupling
+        C.log_prob(truth.pair), C.top_k(2), C.dense(), C.T.apply(x), C.row_marginal(), C.col_marginal()
+        jax.grad(lambda u: psa.blockwise(psa.sinkhorn)(u, out.scores_b, out.groups).apply(x[:40]).sum())(out.scores_a)
+    images, _ = psa.datasets.balls(key, num_samples=48, image_size=16)
+    psa.align(key, images, model_a=psa.conv((4,), 12), model_b=psa.conv((4,), 12), epochs=1, folds=3)
+    psa.split(key, data, (0.5, 0.5), truth)
+    psa.label_transfer(C, t, t[:40])
+    psa.fit_ensemble(jax.random.split(key, 2), psa.linear(3), x, t, epochs=1)
+    psa_jax = psa.selection.held_out_agreement(key, psa.sinkhorn, out.scores_a, out.scores_b, out.groups, repeats=1)
+    print("checked")
+"""
+
+
+def test_annotations_hold():
+    out = subprocess.run([sys.executable, "-c", textwrap.dedent(PROGRAM)], capture_output=True, text=True, check=False)
+    assert out.stdout.strip() == "checked", out.stderr[-3000:]
