@@ -23,9 +23,9 @@ class Block:
     """
 
     coupling: Coupling
-    rows: Int[Array, "blocks N"]
-    cols: Int[Array, "blocks M"]
-    weight: Float[Array, " blocks"]
+    rows: Int[Array, "... N"]
+    cols: Int[Array, "... M"]
+    weight: Float[Array, "..."]
 
 
 @pytree
@@ -154,6 +154,6 @@ def _share(weight: Array, total: Array) -> Array:
     return jnp.where(total > 0, weight.astype(total.dtype) / jnp.where(total > 0, total, 1), 0)
 
 
-def _append(y: Array, fill: float) -> Array:
+def _append(y: Array, fill: int) -> Array:
     """`y` with one more row of `fill`, which padding ids point to."""
     return jnp.concatenate([y, jnp.full((1, *y.shape[1:]), fill, y.dtype)])

@@ -19,7 +19,7 @@ def held_out_agreement(
     groups: Groups,
     *,
     repeats: int = 4,
-) -> Float[Array, ""]:
+) -> Float[Array, " values"]:
     """How well a coupling made from half of the scores predicts the other half, within treatments.
 
     The columns of the scores (treatments) are dealt into two random halves. One half is matched; through that
@@ -36,7 +36,7 @@ def held_out_agreement(
         repeats: how many random halves to average over, each used both ways. Static.
 
     Returns:
-        A correlation in [-1, 1]; the higher, the better.
+        `[2 * repeats]` correlations in [-1, 1], one for each half; the higher their mean, the better.
 
     Raises:
         ValueError: scores with fewer than two columns.
@@ -46,7 +46,7 @@ def held_out_agreement(
         >>> from psa_jax.match import sinkhorn
         >>> t = jnp.arange(60) % 3
         >>> u = jax.random.normal(jax.random.key(0), (60, 1)) * jnp.array([[1.0, -1.0, 2.0, 1.0]])
-        >>> float(held_out_agreement(jax.random.key(1), sinkhorn, u, u, group(t, t, 3))) > 0.9
+        >>> float(held_out_agreement(jax.random.key(1), sinkhorn, u, u, group(t, t, 3)).mean()) > 0.9
         True
     """
     d = u.shape[1]
@@ -61,7 +61,7 @@ def held_out_agreement(
         return _correlation(_within(u[:, held], t, groups), _within(projected, t, groups))
 
     orders = [jax.random.permutation(k, d) for k in jax.random.split(key, repeats)]
-    return jnp.mean(jnp.stack([once(order) for each in orders for order in (each, each[::-1])]))
+    return jnp.stack([once(order) for each in orders for order in (each, each[::-1])])
 
 
 def _treatment_of_rows(groups: Groups) -> Int[Array, " n"]:

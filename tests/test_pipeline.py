@@ -216,7 +216,7 @@ def test_bad_input():
     result = ALIGN(key, data, epochs=1)
     with pytest.raises(ValueError, match="data: expected 40 and 40 samples, as were aligned, got 80 and 80"):
         psa.evaluate(key, result, truth, screen(80)[0])
-    with pytest.raises(ValueError, match="truth.pair: expected shape"):
+    with pytest.raises(ValueError, match=r"truth\.pair: expected shape"):
         psa.evaluate(key, result, psa.Truth(jnp.zeros(3, jnp.int32)), data)
 
 

@@ -102,12 +102,12 @@ def sinkhorn(
         Xi et al., NeurIPS 2024 (arXiv 2404.01595), section 4; Cuturi, NeurIPS 2013.
     """
     check(u, v, a, b)
-    _check_range("eps", eps.scale if isinstance(eps, Relative) else eps, "a positive number", low=0)
+    _check_range("eps", eps.scale if isinstance(eps, Relative) else eps, "a positive number", low=0.0)
     _check_range("tol", tol, "a number of at least 0", low=-1e-30)
     for name, tau in (("tau_a", tau_a), ("tau_b", tau_b)):
         if isinstance(tau, Tracer):
             raise ValueError(f"{name}: expected a number known at trace time (it is static), got a traced value")
-        _check_range(name, tau, "a number in (0, 1]", low=0, high=1)
+        _check_range(name, tau, "a number in (0, 1]", low=0.0, high=1.0)
     if max_iters < 1:
         raise ValueError(f"max_iters: expected at least 1, got {max_iters}")
     return _sinkhorn(u, v, a, b, eps, tol, float(tau_a), float(tau_b), cost, max_iters)

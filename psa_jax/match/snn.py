@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -96,7 +97,7 @@ def _snn(u: Array, v: Array, a: Array, b: Array, k: int) -> Coupling:
     )
 
 
-def listed(left: tuple[Array, Array], right: Array, args: Array) -> Array:
+def listed(left: tuple[Array, Array], right: Array, args: Any) -> Array:
     """The kernel of sparse couplings: `left` is columns `[n, k]` and their log masses, `right` is `arange(m)`."""
     columns, log_mass = left
 
