@@ -7,9 +7,9 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from scipy import sparse
-from scipy.sparse.linalg import LinearOperator, svds
 
 from psa_jax.data import Modality, Truth, Unpaired
+from psa_jax.datasets.components import principal_components
 
 ORDER_SEED = 194122
 
@@ -69,7 +69,7 @@ def cite_seq(
     names, t = _cell_types(cells)
 
     genes = sparse.csr_array(cells.X)[:, np.flatnonzero(kind == "GEX")]
-    mean, components = _principal_components(genes[np.flatnonzero(part == "train")], num_components)
+    mean, components = principal_components(genes[np.flatnonzero(part == "train")], num_components)
     expression = genes[rows] @ components - mean @ components
     counts = sparse.csr_array(cells.layers["counts"])[:, np.flatnonzero(kind == "ADT")][rows]
     log_counts = np.log1p(counts.toarray().astype(np.float64))
@@ -140,28 +140,3 @@ def _cell_types(cells: Any) -> tuple[tuple[str, ...], np.ndarray]:
         raise ValueError(f"cell_type: expected a type for every cell, got none for {untyped} of {column.size}")
     names, t = np.unique(np.asarray(column, str), return_inverse=True)
     return tuple(names.tolist()), t
-
-
-def _principal_components(x: Any, num_components: int) -> tuple[np.ndarray, np.ndarray]:
-    """Mean `[genes]` and components `[genes, num_components]` of cells `[n, genes]`, by falling variance."""
-    if not 1 <= num_components < min(x.shape):
-        raise ValueError(
-            f"num_components: expected 1 to {min(x.shape) - 1} for {x.shape[0]} training cells and "
-            f"{x.shape[1]} genes, got {num_components}"
-        )
-    x = x.astype(np.float64)
-    mean = x.mean(axis=0)
-
-    def forward(v: np.ndarray) -> np.ndarray:
-        return x @ v - mean @ v
-
-    def backward(v: np.ndarray) -> np.ndarray:
-        return x.T @ v - np.multiply.outer(mean, v.sum(axis=0))
-
-    operator: Any = LinearOperator
-    centred = operator(x.shape, matvec=forward, rmatvec=backward, matmat=forward, rmatmat=backward, dtype=x.dtype)
-    start = np.random.default_rng(ORDER_SEED).standard_normal(min(x.shape))
-    _, size, components = map(np.asarray, svds(centred, k=num_components, v0=start))
-    components = components[np.argsort(-size)]
-    largest = np.take_along_axis(components, np.abs(components).argmax(axis=1)[:, None], axis=1)
-    return mean, (components * np.where(largest < 0, -1.0, 1.0)).T

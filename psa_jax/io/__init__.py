@@ -1,0 +1,19 @@
+"""Files: any pytree in one archive, couplings in a compact sparse form, cells from AnnData and MuData."""
+
+from psa_jax.io.archive import load, load_coupling, save, save_coupling, write_atomically
+from psa_jax.io.cells import Loaded, from_anndata, from_mudata, shuffle
+from psa_jax.io.results import status, to_mudata
+
+__all__ = [
+    "Loaded",
+    "from_anndata",
+    "from_mudata",
+    "load",
+    "load_coupling",
+    "save",
+    "save_coupling",
+    "shuffle",
+    "status",
+    "to_mudata",
+    "write_atomically",
+]
