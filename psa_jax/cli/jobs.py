@@ -1,0 +1,218 @@
+"""What the commands do: read or draw data, align, measure, write."""
+
+import functools
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from psa_jax import datasets, io
+from psa_jax.augment import translation
+from psa_jax.cli.output import write_report
+from psa_jax.cli.results import finish_demo, judge, metric_rows, note_clipped, status_line, verdict, write, write_cells
+from psa_jax.cli.show import Show, metrics_table, treatments_table
+from psa_jax.coupling import Coupling
+from psa_jax.datasets.balls import LEVELS
+from psa_jax.evaluation import evaluate
+from psa_jax.match import assignment, known_pairs, nearest, relative, sinkhorn, snn
+from psa_jax.nets import conv
+from psa_jax.pipeline import Alignment, align
+
+BALLS_SIZE, PICTURE_SIZE = 32, 96
+BALLS_WIDTHS = (32, 64, 128)
+BALLS_SHIFT = 0.08
+FOLDS = 5
+LATENTS = ("x1", "y1", "x2", "y2")
+MATCHERS = {"sinkhorn": "PS+OT", "snn": "PS+SNN", "nearest": "PS+nearest", "assignment": "PS+assignment"}
+
+
+def balls(folder: Path, show: Show, *, seed: int, num_samples: int, epochs: int) -> None:
+    """The demo on images: classifiers trained on some, others aligned."""
+    key_train, key_query, key_align, key_rest = jax.random.split(jax.random.key(seed), 4)
+    num_query = num_samples // 2
+    with show.stage("data", f"{num_samples} images of each modality to train on, {num_query} others to align"):
+        train, _ = datasets.balls(key_train, num_samples, BALLS_SIZE)
+        query, truth = datasets.balls(key_query, num_query, BALLS_SIZE)
+        jax.block_until_ready((train, query))
+    names = tuple(f"{latent} = {level}" for latent in LATENTS for level in LEVELS)
+    model = conv(BALLS_WIDTHS, train.num_treatments)
+
+    def work(on_epoch: Any) -> Alignment:
+        return align(
+            key_align,
+            train,
+            query=query,
+            model_a=model,
+            model_b=model,
+            augment_a=translation(BALLS_SHIFT),
+            augment_b=translation(BALLS_SHIFT),
+            epochs=epochs,
+            patience=None,
+            on_epoch=on_epoch,
+        )
+
+    with show.noting(names):
+        alignment = show.training(2, epochs, work)
+
+    def pictures(plot: Any, save: Callable[[str, Any], None]) -> None:
+        sharp, _ = datasets.balls(key_query, num_query, PICTURE_SIZE)  # the same scenes
+        titles = [names[code] for code in np.asarray(query.a.t)]
+        images = sharp.a.x, sharp.b.x
+        axes = plot.matched_pairs(*images, alignment.coupling, key_rest, truth=truth, titles=titles)
+        save("matched_pairs.png", axes)
+        save("latent_map.png", plot.latent_map(alignment.coupling, truth, names=LATENTS))
+
+    settings = {"data": "balls", "num_samples": num_samples, "num_query": num_query, "image_size": BALLS_SIZE}
+    settings |= {"widths": BALLS_WIDTHS, "augment": f"translation({BALLS_SHIFT})", "epochs": epochs, "seed": seed}
+    finish_demo(folder, show, key_rest, alignment, truth, query, names, settings, pictures)
+
+
+def digits(folder: Path, show: Show, *, seed: int, epochs: int) -> None:
+    """The demo on halves of handwritten digits, all of them aligned by cross-fitting."""
+    key_data, key_align, key_rest = jax.random.split(jax.random.key(seed), 3)
+    with show.stage("data", "1797 handwritten digits, left and right halves"):
+        data, truth = datasets.digits(key_data)
+    names = tuple(map(str, range(data.num_treatments)))
+    with show.noting(names):
+        alignment = show.training(
+            2 * FOLDS, epochs, lambda bar: align(key_align, data, epochs=epochs, folds=FOLDS, on_epoch=bar)
+        )
+
+    def pictures(plot: Any, save: Callable[[str, Any], None]) -> None:
+        images = (x.reshape(-1, 8, 4) for x in (data.a.x, data.b.x))
+        axes = plot.matched_pairs(*images, alignment.coupling, key_rest, truth=truth, joined=True)
+        save("matched_pairs.png", axes)
+
+    settings = {"data": "digits", "epochs": epochs, "folds": FOLDS, "seed": seed}
+    finish_demo(folder, show, key_rest, alignment, truth, data, names, settings, pictures)
+
+
+def cells(
+    folder: Path,
+    show: Show,
+    *,
+    file: Path,
+    treatment: str,
+    modalities: tuple[str, str] | None,
+    matcher: Callable[..., Coupling],
+    matcher_name: str,
+    settings: dict[str, Any],
+    seed: int,
+    epochs: int,
+    members: int,
+    num_components: int,
+    drop_unlabelled: bool,
+) -> None:
+    """Aligns two modalities of a file of single cells."""
+    key_shuffle, key_align, key_rest = jax.random.split(jax.random.key(seed), 3)
+    with show.stage("data", f"read {file.name}"):
+        read = io.from_anndata if _check_suffix(file) == ".h5ad" else io.from_mudata
+        loaded = read(
+            _open(file),
+            treatment=treatment,
+            modalities=modalities,
+            num_components=num_components,
+            drop_unlabelled=drop_unlabelled,
+        )
+        loaded = io.shuffle(key_shuffle, loaded)
+    data, names = loaded.data, loaded.treatments
+    pairs = int((np.asarray(loaded.truth.pair) >= 0).sum())
+    for name, n, features, x, dropped in zip(
+        loaded.modalities,
+        (len(loaded.cells_a), len(loaded.cells_b)),
+        loaded.num_features,
+        (data.a.x, data.b.x),
+        loaded.unlabelled,
+        strict=True,
+    ):
+        reduced = f", reduced to {x.shape[1]} principal components" if x.shape[1] < features else ""
+        left_out = f"; {dropped} more have no {treatment} and are left out" if dropped else ""
+        show.say(f"  {name}: {n} cells, {features} features{reduced}{left_out}")
+    if pairs:
+        show.say(
+            f"  {pairs} cells are in both modalities. They are aligned as if that were unknown (in random order);\n"
+            "  who is who is used only to measure the result."
+        )
+    with show.noting(names):
+        alignment = show.training(
+            2 * FOLDS * members,
+            epochs,
+            lambda bar: align(
+                key_align, data, matcher=matcher, epochs=epochs, folds=FOLDS, members=members, on_epoch=bar
+            ),
+        )
+    note_clipped(show, alignment, names, settings["k"])
+    label = MATCHERS[matcher_name]
+    with show.stage("evaluation", "evaluation"):
+        reports = {label: evaluate(key_rest, alignment, loaded.truth, data)}
+        if pairs:
+            reports["true pairs"] = judge(
+                key_rest, alignment, known_pairs(loaded.truth.pair, len(loaded.cells_b)), loaded.truth, data
+            )
+    report = write(folder, show, alignment, reports, label, names, lambda plot, save: None)
+    states = io.status(alignment)
+    write_cells(folder / "cells.csv", alignment, loaded, treatment, states)
+    common = {"file": str(file), "treatment": treatment, "modalities": loaded.modalities, "matcher": matcher_name}
+    common |= settings | {"epochs": epochs, "folds": FOLDS, "members": members, "num_components": num_components}
+    show.console.print(treatments_table(report["treatments"], loaded.modalities))
+    show.say(status_line(states))
+    if pairs:
+        show.console.print(metrics_table(metric_rows(reports, label)))
+        show.say(verdict(reports[label], label))
+    show.print_notes()
+    write_report(
+        folder,
+        {
+            "command": "align",
+            "settings": common | {"seed": seed, "drop_unlabelled": drop_unlabelled},
+            "cells": {"a": len(loaded.cells_a), "b": len(loaded.cells_b), "known_pairs": pairs},
+            "features": loaded.num_features,
+            "unlabelled": loaded.unlabelled,
+            **report,
+        },
+    )
+
+
+def make_matcher(name: str, eps: float | None, relative_eps: float | None, k: int | None) -> Callable[..., Coupling]:
+    """The matcher with its settings, refused before any work if they do not fit it."""
+    for option, value in (("--eps", eps), ("--relative-eps", relative_eps)):
+        if value is not None and name != "sinkhorn":
+            raise ValueError(f"{option}: an option of --matcher sinkhorn only, got --matcher {name}")
+        if value is not None and not 0 < value < float("inf"):
+            raise ValueError(f"{option}: expected a positive number, got {value}")
+    if eps is not None and relative_eps is not None:
+        raise ValueError("--eps, --relative-eps: expected one of them, got both")
+    if k is not None and name not in ("snn", "nearest"):
+        raise ValueError(f"--k: an option of --matcher snn and nearest only, got --matcher {name}")
+    if name == "sinkhorn":
+        chosen = eps if eps is not None else None if relative_eps is None else relative(relative_eps)
+        return sinkhorn if chosen is None else functools.partial(sinkhorn, eps=chosen)
+    matcher = {"snn": snn, "nearest": nearest, "assignment": assignment}[name]
+    return matcher if k is None else functools.partial(matcher, k=k)
+
+
+def _check_suffix(file: Path) -> str:
+    if file.suffix not in (".h5ad", ".h5mu"):
+        raise ValueError(f"{file}: expected a file that ends in .h5ad (AnnData) or .h5mu (MuData)")
+    return file.suffix
+
+
+def _open(file: Path) -> Any:
+    """Reads an `.h5ad` or `.h5mu` file."""
+    if not file.is_file():
+        raise FileNotFoundError(f"{file}: no such file")
+    try:
+        import anndata
+        import mudata
+    except ImportError as error:
+        raise ImportError(f"{file.suffix} files need anndata and mudata: pip install psa-jax[bio]") from error
+    try:
+        with warnings.catch_warnings():
+            for category in (DeprecationWarning, FutureWarning):  # of these packages, about each other
+                warnings.simplefilter("ignore", category)
+            return anndata.read_h5ad(file) if file.suffix == ".h5ad" else mudata.read_h5mu(file)
+    except Exception as error:
+        raise ValueError(f"{file}: could not be read as {file.suffix} ({type(error).__name__}: {error})") from error
