@@ -112,7 +112,7 @@ def compose(*augments: Augment) -> Augment:
 
 
 def smoothing(key: KeyArray, x: Array, /) -> Array:
-    """The default of `align`: `translation(0.05)` for images `[n, H, W, C]`, else `gaussian_noise(0.3)`.
+    """The default of `align`: `translation(0.08)` for images `[n, H, W, C]`, else `gaussian_noise(0.3)`.
 
     On vectors this raised the lift over chance by 3 to 11 % on three real data sets; more than 0.7 lowered
     it.
@@ -121,7 +121,7 @@ def smoothing(key: KeyArray, x: Array, /) -> Array:
         >>> smoothing(jax.random.key(0), jnp.ones((3, 2))).shape
         (3, 2)
     """
-    return translation(0.05)(key, x) if x.ndim == 4 else gaussian_noise(0.3)(key, x)
+    return translation(0.08)(key, x) if x.ndim == 4 else gaussian_noise(0.3)(key, x)
 
 
 def as_tree(augment: Any) -> Any:

@@ -10,9 +10,9 @@ from psa_jax.coupling import Coupling
 from psa_jax.data import Truth, Unpaired, check_truth
 from psa_jax.match import class_mean
 from psa_jax.match.blockwise import blockwise
-from psa_jax.metrics import by_treatment, foscttm, latent_mse, trace
+from psa_jax.metrics import by_treatment, foscttm, trace
 from psa_jax.pipeline import Alignment, Calibration
-from psa_jax.types import Array, KeyArray
+from psa_jax.types import Array, KeyArray, float_dtype
 
 
 def evaluate(key: KeyArray, alignment: Alignment, truth: Truth, data: Unpaired) -> dict[str, Any]:
@@ -42,6 +42,7 @@ def evaluate(key: KeyArray, alignment: Alignment, truth: Truth, data: Unpaired) 
         ValueError: data or truth of other lengths than the alignment.
 
     Example:
+        >>> import jax
         >>> from psa_jax.data import Modality
         >>> from psa_jax.nets import linear
         >>> from psa_jax.pipeline import align
@@ -58,32 +59,37 @@ def evaluate(key: KeyArray, alignment: Alignment, truth: Truth, data: Unpaired) 
     if got != (n, m):
         raise ValueError(f"data: expected {n} and {m} samples, as were aligned, got {got[0]} and {got[1]}")
     check_truth(truth, n, m)
-    uniform = blockwise(class_mean)(alignment.scores_a, scores, alignment.groups)
-    at_random = jnp.where(truth.pair >= 0, 0.5, jnp.nan)
+    groups, t = alignment.groups, data.a.t
+    uniform = blockwise(class_mean)(alignment.scores_a, scores, groups)
+    known = truth.pair >= 0
+    features = {"foscttm": scores}
+    if data.b.x.ndim == 2:
+        features["foscttm_features"] = data.b.x
+    if truth.z_a is not None and truth.z_b is not None:
+        features |= {"latent_mse": truth.z_b, "squares": truth.z_b**2}
+    projected, blind = (_apply(law, features) for law in (coupling, uniform))
+    at_random = jnp.where(known, 0.5, jnp.nan)
+    chance = jnp.where(known & (groups.sizes_b[t] > 0), 1 / jnp.maximum(groups.sizes_b[t], 1), jnp.nan)
 
-    def rank(law: Blocked | Coupling, features: Array, t: Array | None) -> Array:
-        return _rank(law.apply(features), features, truth, t)
-
-    def levels(features: Array, t: Array | None) -> tuple[Array, Array, Array]:
-        return rank(coupling, features, t), at_random, rank(uniform, features, t)
+    def levels(name: str, candidates: Array | None) -> tuple[Array, Array, Array]:
+        ours, theirs = (_rank(law[name], features[name], truth, candidates) for law in (projected, blind))
+        return ours, at_random, theirs
 
     metrics = {
-        "trace": (trace(coupling, truth), trace(uniform, truth), trace(uniform, truth)),
-        "foscttm": levels(scores, data.a.t),
-        "foscttm_all": levels(scores, None),
+        "trace": (trace(coupling, truth), chance, chance),
+        "foscttm": levels("foscttm", t),
+        "foscttm_all": levels("foscttm", None),
     }
     drawn = coupling.sample(key)
     sampled = jnp.where((drawn >= 0)[:, None], scores[drawn], jnp.nan)
-    metrics["foscttm_sampled"] = _rank(sampled, scores, truth, data.a.t), *metrics["foscttm"][1:]
-    if data.b.x.ndim == 2:
-        metrics["foscttm_features"] = levels(data.b.x, data.a.t)
-    if truth.z_a is not None and truth.z_b is not None:
-        metrics["latent_mse"] = (
-            latent_mse(coupling, truth),
-            _random_latent_mse(uniform, truth),
-            latent_mse(uniform, truth),
-        )
-    info, groups = coupling.info, alignment.groups
+    metrics["foscttm_sampled"] = _rank(sampled, scores, truth, t), *metrics["foscttm"][1:]
+    if "foscttm_features" in features:
+        metrics["foscttm_features"] = levels("foscttm_features", t)
+    if truth.z_a is not None and "latent_mse" in features:
+        ours, theirs = (jnp.mean((law["latent_mse"] - truth.z_a) ** 2, axis=1) for law in (projected, blind))
+        variance = jnp.mean(blind["squares"] - blind["latent_mse"] ** 2, axis=1)
+        metrics["latent_mse"] = ours, theirs + variance, theirs
+    info = coupling.info
     return {
         "metrics": {name: _summary(*values, data) for name, values in metrics.items()},
         "treatments": {
@@ -109,13 +115,14 @@ def _rank(y_hat: Array, features: Array, truth: Truth, t: Array | None) -> Array
     return foscttm(y_hat, y, t=t)
 
 
-def _random_latent_mse(uniform: Blocked, truth: Truth) -> Array:
-    """The expected squared error of one random match within the treatment, `E (z_j - z_i)²`."""
-    assert truth.z_a is not None
-    assert truth.z_b is not None
-    error = latent_mse(uniform, truth)
-    variance = uniform.apply(truth.z_b**2) - uniform.apply(truth.z_b) ** 2
-    return error + variance.mean(1)
+def _apply(law: Blocked | Coupling, features: dict[str, Array]) -> dict[str, Array]:
+    """Projections of several features at once; NaN for rows without a partner."""
+    values = [*features.values(), jnp.ones((law.shape[1], 1))]
+    dtype = float_dtype(*values)
+    out = law.apply(jnp.concatenate([value.astype(dtype) for value in values], axis=1))
+    out = jnp.where(out[:, -1:] > 0.5, out, jnp.nan)
+    edges = np.cumsum([value.shape[1] for value in values])[:-1]
+    return dict(zip(features, jnp.split(out, edges, axis=1), strict=False))
 
 
 def _summary(values: Array, chance: Array, class_mean: Array, data: Unpaired) -> dict[str, Any]:

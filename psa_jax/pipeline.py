@@ -148,6 +148,7 @@ def align(
             direction (SNN); by name.
 
     Example:
+        >>> from psa_jax.data import Modality
         >>> x = jax.random.normal(jax.random.key(0), (40, 2))
         >>> t = jnp.arange(40) % 2
         >>> data = Unpaired(Modality(x + t[:, None], t), Modality((x - t[:, None])[:30], t[:30]), 2)

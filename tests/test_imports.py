@@ -14,7 +14,7 @@ ORDER = [
     ["model", "nets", "augment", "loop", "train", "crossfit", "score"],
     ["match.cost", "match.neighbours", "match.eot", "match.snn", "match.assign", "match", "match.blockwise"],
     ["metrics"],
-    ["pipeline", "evaluation"],
+    ["selection", "pipeline", "evaluation"],
     ["datasets", "io", "plot", "cli"],
 ]
 RANK = {name: (level, place) for level, row in enumerate(ORDER) for place, name in enumerate(row)}

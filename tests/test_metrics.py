@@ -2,9 +2,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from problems import ragged, uniform
 
 import psa_jax as psa
-from problems import ragged, uniform
 from psa_jax.match import class_mean, known_pairs
 
 
