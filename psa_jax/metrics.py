@@ -119,7 +119,7 @@ def foscttm(
     Example:
         >>> y = jnp.array([[0.0], [1.0], [2.0]])
         >>> foscttm(jnp.ones((3, 1)), y).tolist()
-        [0.75, 0.25, 0.75]
+        [0.625, 0.25, 0.625]
         >>> foscttm(y, y).tolist()
         [0.0, 0.0, 0.0]
     """

@@ -54,6 +54,7 @@ def mlp(
         A model that raises `ValueError` at trace time if its input is not `[n, d]`.
 
     Example:
+        >>> import jax
         >>> model = mlp((8,), 3)
         >>> model == mlp([8], 3)
         True
@@ -92,6 +93,7 @@ def conv(
         A model that raises `ValueError` at trace time if its input is not `[n, H, W, C]` of sufficient size.
 
     Example:
+        >>> import jax
         >>> model = conv((4, 8), 3)
         >>> x = jnp.ones((2, 9, 12, 3))
         >>> model.apply(model.init(jax.random.key(0), x), x, train=False, key=None)[0].shape
