@@ -23,6 +23,7 @@ from psa_jax.groups import Groups, group
 from psa_jax.loop import Fitted, History
 from psa_jax.match import (
     assignment,
+    class_mean,
     cosine,
     euclidean,
     independent,
@@ -37,7 +38,8 @@ from psa_jax.metrics import by_treatment, foscttm, label_transfer, latent_mse, t
 from psa_jax.model import Model, from_linen, from_nnx
 from psa_jax.nets import batch_norm, conv, layer_norm, linear, mlp
 from psa_jax.pipeline import Alignment, AlignmentWarning, align
-from psa_jax.score import calibrate, centre, expected_calibration_error, log_prior, propensity, reliability
+from psa_jax.score import calibrate, centre, expected_calibration_error, from_logits, log_prior, propensity, reliability
+from psa_jax.selection import held_out_agreement
 from psa_jax.train import class_weights, fit, fit_ensemble
 
 if TYPE_CHECKING:
@@ -66,6 +68,7 @@ __all__ = [
     "by_treatment",
     "calibrate",
     "centre",
+    "class_mean",
     "class_weights",
     "compose",
     "conv",
@@ -79,9 +82,11 @@ __all__ = [
     "fit_ensemble",
     "foscttm",
     "from_linen",
+    "from_logits",
     "from_nnx",
     "gaussian_noise",
     "group",
+    "held_out_agreement",
     "independent",
     "io",
     "label_transfer",

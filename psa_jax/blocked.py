@@ -97,8 +97,8 @@ class Blocked:
     @functools.partial(jax.jit, static_argnames=("k", "chunk"))
     def top_k(self, k: int, *, chunk: int | None = None) -> tuple[Float[Array, "n k"], Int[Array, "n k"]]:
         """Probabilities and columns `[n, k]` of the `k` (static) most probable columns, 0 and -1 past the last."""
-        if k < 1:
-            raise ValueError(f"k: expected at least 1, got {k}")
+        if not 1 <= k <= self.shape[1]:
+            raise ValueError(f"k: expected 1 to {self.shape[1]}, the number of columns, got {k}")
 
         def best(block: Block, chunk: int | None) -> tuple[Array, Array]:
             p, column = block.coupling.top_k(min(k, block.cols.shape[0]), chunk=chunk)
@@ -142,7 +142,7 @@ class Blocked:
         out = empty
         for block in self.blocks:
             width, cols = block.rows.shape[1], block.cols.shape[1]
-            held = chunk or max(1, CHUNK_ELEMENTS // cols)
+            held = max(1, CHUNK_ELEMENTS // cols) if chunk is None else chunk
             one = functools.partial(fn, chunk=min(held, width))
             values = map_rows(jax.vmap(one), block, max(1, held // width))
             out = jax.tree.map(lambda o, v, ids=block.rows: o.at[ids].set(v.astype(o.dtype), mode="drop"), out, values)

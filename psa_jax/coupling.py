@@ -43,9 +43,9 @@ class Info:
     details: dict[str, Array]
 
     @staticmethod
-    def closed_form(**details: Array) -> "Info":
+    def closed_form(converged: Any = True, **details: Array) -> "Info":
         """The report of a matcher that does not iterate."""
-        return Info(jnp.asarray(True), jnp.asarray(0, jnp.int32), jnp.asarray(jnp.nan, jnp.float32), details)
+        return Info(jnp.asarray(converged), jnp.asarray(0, jnp.int32), jnp.asarray(jnp.nan, jnp.float32), details)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,7 +216,9 @@ class Coupling:
     def _rows(self, fn: Callable, chunk: int | None, *extra: Array) -> PyTree:
         n, m = self.shape
         ids = jnp.arange(n)
-        return map_rows(fn, (ids, *extra) if extra else ids, chunk or max(1, CHUNK_ELEMENTS // max(m, 1)))
+        return map_rows(
+            fn, (ids, *extra) if extra else ids, max(1, CHUNK_ELEMENTS // max(m, 1)) if chunk is None else chunk
+        )
 
 
 def masked(coupling: Coupling, a: Float[Array, " n"], b: Float[Array, " m"]) -> Coupling:

@@ -12,8 +12,8 @@ from jax.core import Tracer
 
 from psa_jax.augment import as_tree
 from psa_jax.loop import Fitted
-from psa_jax.model import Model
-from psa_jax.train import ADAMW, BATCH_SIZE, EPOCHS, Options, check, evaluate, train_one
+from psa_jax.model import Model, logits
+from psa_jax.train import ADAMW, BATCH_SIZE, EPOCHS, Options, check, train_one
 from psa_jax.types import Array, Augment, Float, Int, KeyArray, pytree
 
 VECTORIZE_BYTES = 2**30
@@ -88,7 +88,7 @@ def crossfit(
     key_folds, key_fit = jax.random.split(key)
     fold, ids = _deal(key_folds, np.asarray(t), folds)
     vectorize = jax.default_backend() != "cpu" and folds * x.nbytes <= VECTORIZE_BYTES
-    logits, fitted = _crossfit(
+    out, fitted = _crossfit(
         jax.random.split(key_fit, folds),
         ids,
         x,
@@ -99,7 +99,7 @@ def crossfit(
         options=options,
         vectorize=vectorize,
     )
-    return CrossFitted(logits, jnp.asarray(fold, jnp.int32), fitted)
+    return CrossFitted(out, jnp.asarray(fold, jnp.int32), fitted)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "options", "vectorize"))
@@ -118,12 +118,12 @@ def _crossfit(
     def one(args: Any) -> tuple[Array, Fitted]:
         key, (train, valid, scored) = args
         fitted = train_one(key, x[train], t[train], (x[valid], t[valid]), augment, weights, model, options)
-        return evaluate(model, fitted.params, x.at[scored].get(mode="clip")), fitted
+        return logits(model, fitted.params, x.at[scored].get(mode="clip")), fitted
 
     args = (keys, ids)
-    logits, fitted = jax.vmap(one)(args) if vectorize else jax.lax.map(one, args)
-    empty = jnp.zeros((t.size, logits.shape[-1]), logits.dtype)
-    return empty.at[ids[2]].set(logits, mode="drop"), fitted
+    out, fitted = jax.vmap(one)(args) if vectorize else jax.lax.map(one, args)
+    empty = jnp.zeros((t.size, out.shape[-1]), out.dtype)
+    return empty.at[ids[2]].set(out, mode="drop"), fitted
 
 
 def _deal(key: KeyArray, t: np.ndarray, folds: int) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:

@@ -61,7 +61,7 @@ def split(key: KeyArray, data: Unpaired, fractions: Sequence[float], truth: Trut
         key: a typed PRNG key.
         data: what to split.
         fractions: the share of every treatment that goes to each part; at most one in all. What is left over of a
-            sum below one is in no part.
+            sum below one is in no part. A treatment's only sample goes to the first part.
         truth: when given, true pairs stay together and every part comes with its own truth.
 
     Returns:
@@ -78,7 +78,7 @@ def split(key: KeyArray, data: Unpaired, fractions: Sequence[float], truth: Trut
     """
     validate(data)
     edges = np.cumsum(np.asarray(fractions, float))
-    if np.any(np.asarray(fractions) <= 0) or edges[-1] > 1 + 1e-6:
+    if not edges.size or np.any(np.asarray(fractions) <= 0) or edges[-1] > 1 + 1e-6:
         raise ValueError(f"fractions: expected positive numbers with a sum of at most 1, got {tuple(fractions)}")
     edges = np.where(edges > 1 - 1e-6, np.inf, edges)
     key_a, key_b = jax.random.split(key)
@@ -178,11 +178,12 @@ def members_of(t: np.ndarray, num_treatments: int) -> list[np.ndarray]:
 
 
 def _rank(key: KeyArray, t: np.ndarray, num_treatments: int) -> np.ndarray:
-    """A random order of each treatment's samples as numbers in [0, 1), evenly spaced with a random offset."""
+    """A random order of each treatment's samples as numbers in [0, 1), evenly spaced, with a random offset if many."""
     key_order, key_offset = jax.random.split(key)
     order = np.asarray(jax.random.uniform(key_order, t.shape))
     offset = np.asarray(jax.random.uniform(key_offset, (num_treatments,)), float)
     rank = np.empty(t.shape, float)
     for code, ids in enumerate(members_of(t, num_treatments)):
-        rank[ids[np.argsort(order[ids], kind="stable")]] = (np.arange(ids.size) + offset[code]) / max(ids.size, 1)
+        shift = offset[code] if ids.size > 1 else 0
+        rank[ids[np.argsort(order[ids], kind="stable")]] = (np.arange(ids.size) + shift) / max(ids.size, 1)
     return rank

@@ -10,7 +10,7 @@ from psa_jax.coupling import Coupling
 from psa_jax.data import Truth, Unpaired, check_truth
 from psa_jax.match import class_mean
 from psa_jax.match.blockwise import blockwise
-from psa_jax.metrics import by_treatment, foscttm, trace
+from psa_jax.metrics import by_treatment, foscttm, project, trace
 from psa_jax.pipeline import Alignment, Calibration
 from psa_jax.types import Array, KeyArray, float_dtype
 
@@ -117,12 +117,11 @@ def _rank(y_hat: Array, features: Array, truth: Truth, t: Array | None) -> Array
 
 def _apply(law: Blocked | Coupling, features: dict[str, Array]) -> dict[str, Array]:
     """Projections of several features at once; NaN for rows without a partner."""
-    values = [*features.values(), jnp.ones((law.shape[1], 1))]
+    values = [jnp.asarray(value) for value in features.values()]
     dtype = float_dtype(*values)
-    out = law.apply(jnp.concatenate([value.astype(dtype) for value in values], axis=1))
-    out = jnp.where(out[:, -1:] > 0.5, out, jnp.nan)
+    out = project(law, jnp.concatenate([value.astype(dtype) for value in values], axis=1))
     edges = np.cumsum([value.shape[1] for value in values])[:-1]
-    return dict(zip(features, jnp.split(out, edges, axis=1), strict=False))
+    return dict(zip(features, jnp.split(out, edges, axis=1), strict=True))
 
 
 def _summary(values: Array, chance: Array, class_mean: Array, data: Unpaired) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from psa_jax.blocked import Blocked
 from psa_jax.coupling import Coupling
@@ -53,10 +54,18 @@ def latent_mse(coupling: Coupling | Blocked, truth: Truth) -> Float[Array, " n"]
     """
     if truth.z_a is None or truth.z_b is None:
         raise ValueError("truth: expected latents z_a and z_b, got a truth without them")
-    ones = jnp.ones((truth.z_b.shape[0], 1), truth.z_b.dtype)
-    projected = coupling.apply(jnp.concatenate([truth.z_b, ones], axis=1))
-    error = jnp.mean((projected[:, :-1] - truth.z_a.astype(projected.dtype)) ** 2, axis=1)
-    return jnp.where(projected[:, -1] > 0.5, error, jnp.nan)
+    n, m = coupling.shape
+    shapes = tuple(truth.z_a.shape), tuple(truth.z_b.shape)
+    if shapes != ((n, *shapes[1][1:]), (m, *shapes[1][1:])) or len(shapes[1]) != 2:
+        raise ValueError(f"truth: expected latents [{n}, d] and [{m}, d], got {shapes[0]} and {shapes[1]}")
+    projected = project(coupling, jnp.asarray(truth.z_b))
+    return jnp.mean((projected - jnp.asarray(truth.z_a).astype(projected.dtype)) ** 2, axis=1)
+
+
+def project(coupling: Coupling | Blocked, y: Float[Array, "m d"]) -> Float[Array, "n d"]:
+    """`coupling.apply(y)`, with NaN instead of zeros for rows without any partner."""
+    projected = coupling.apply(jnp.concatenate([y, jnp.ones_like(y[:, :1])], axis=1))
+    return jnp.where(projected[:, -1:] > 0.5, projected[:, :-1], jnp.nan)
 
 
 def label_transfer(
@@ -71,11 +80,15 @@ def label_transfer(
     Args:
         coupling: of `n` rows and `m` columns.
         labels_a: `[n]` integers, negative for unknown.
-        labels_b: `[m]` integers, negative for unknown.
-        num_labels: static; by default one more than the largest label, which must then be known (not traced).
+        labels_b: `[m]` integers, negative for unknown; a partner of unknown label is no partner of the same label.
+        num_labels: static; by default one more than the largest label, which must then be known (not traced). Labels
+            from `num_labels` on are unknown.
 
     Returns:
         `[n]`; NaN where the row's label is unknown or the row has no partner.
+
+    Raises:
+        ValueError: labels of another length than the coupling's sides.
 
     Example:
         >>> from psa_jax.match import independent
@@ -83,12 +96,15 @@ def label_transfer(
         >>> label_transfer(C, jnp.array([0, 1]), jnp.array([0, 0, 0, 1])).tolist()
         [0.75, 0.25]
     """
+    for name, labels, rows in (("labels_a", labels_a, coupling.shape[0]), ("labels_b", labels_b, coupling.shape[1])):
+        if labels.shape != (rows,):
+            raise ValueError(f"{name}: expected shape ({rows},), got {labels.shape}")
     if num_labels is None:
         num_labels = int(max(labels_a.max(), labels_b.max())) + 1
-    known = jax.nn.one_hot(labels_b, num_labels + 1).at[:, num_labels].set(1)
-    projected = coupling.apply(known)
-    same = jnp.take_along_axis(projected, jnp.maximum(labels_a, 0)[:, None], axis=1)[:, 0]
-    return jnp.where((labels_a >= 0) & (projected[:, num_labels] > 0.5), same, jnp.nan)
+    projected = project(coupling, jax.nn.one_hot(labels_b, num_labels))
+    known = (labels_a >= 0) & (labels_a < num_labels)
+    same = jnp.take_along_axis(projected, jnp.where(known, labels_a, 0)[:, None], axis=1)[:, 0]
+    return jnp.where(known, same, jnp.nan)
 
 
 def foscttm(
@@ -181,8 +197,11 @@ def by_treatment(values: Float[Array, " n"], t: Int[Array, " n"], num_treatments
 
     Args:
         values: `[n]`, NaN for samples without a number; they are counted as excluded.
-        t: `[n]` treatment codes.
+        t: `[n]` treatment codes in `[0, num_treatments)`.
         num_treatments: static.
+
+    Raises:
+        ValueError: shapes that differ, or codes out of range if they are known (not traced).
 
     Example:
         >>> result = by_treatment(jnp.array([1.0, 3.0, 5.0, jnp.nan]), jnp.array([0, 0, 1, 1]), 3)
@@ -193,6 +212,8 @@ def by_treatment(values: Float[Array, " n"], t: Int[Array, " n"], num_treatments
     """
     if values.ndim != 1 or values.shape != t.shape:
         raise ValueError(f"values, t: expected one shape [n], got {values.shape} and {t.shape}")
+    if not isinstance(t, Tracer) and t.size and not 0 <= int(t.min()) <= int(t.max()) < num_treatments:
+        raise ValueError(f"t: expected codes in [0, {num_treatments}), got {int(t.min())} to {int(t.max())}")
     counted = ~jnp.isnan(values)
     total = jnp.zeros(num_treatments, values.dtype).at[t].add(jnp.where(counted, values, 0))
     count = jnp.zeros(num_treatments, jnp.int32).at[t].add(counted.astype(jnp.int32))

@@ -9,7 +9,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from psa_jax.types import Array, KeyArray, PyTree
+from psa_jax.types import Array, KeyArray, PyTree, map_rows
+
+CHUNK = 1024
 
 
 @runtime_checkable
@@ -57,6 +59,11 @@ class Model:
     init: Callable[[Any, Any], Any]
     apply: Apply
     trainable: Callable[[Any], Any] = inexact
+
+
+def logits(model: Model, params: PyTree, x: Array, chunk: int = CHUNK) -> Array:
+    """Logits `[n, K]` in evaluation mode, at most `chunk` (static) samples at a time."""
+    return map_rows(lambda x: model.apply(params, x, train=False, key=None)[0], x, chunk)
 
 
 def from_linen(module: nn.Module) -> Model:

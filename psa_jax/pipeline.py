@@ -19,14 +19,13 @@ from psa_jax.groups import Groups, group
 from psa_jax.loop import Fitted
 from psa_jax.match import sinkhorn
 from psa_jax.match.blockwise import blockwise
-from psa_jax.model import Model
+from psa_jax.model import Model, logits
 from psa_jax.nets import conv, mlp
 from psa_jax.score import calibrate, centre, expected_calibration_error, from_logits, log_prior, reliability
-from psa_jax.train import fit
-from psa_jax.types import Array, Augment, Float, KeyArray, PyTree, map_rows, pytree
+from psa_jax.train import fit_ensemble
+from psa_jax.types import Array, Augment, Float, KeyArray, PyTree, pytree
 
 VALID_SHARE = 0.2
-CHUNK = 1024
 STEPS = 2000
 
 
@@ -44,7 +43,7 @@ class Calibration:
         accuracy: share of samples whose most probable treatment is theirs.
         error_before: expected calibration error of the raw logits.
         error_after: the same after division by the temperature.
-        confidence: `[bins]` mean confidence of the samples in each bin, NaN where empty, after division.
+        confidence: `[bins]` mean confidence of the samples in each bin, 0 where empty, after division.
         frequency: `[bins]` their accuracy.
         count: `[bins]` their number.
     """
@@ -170,12 +169,11 @@ def align(
     aligned = data if query is None else query
     if query is not None and valid is None:
         data, valid = split(key_split, data, (1 - VALID_SHARE, VALID_SHARE))
-        shared = np.intersect1d(np.asarray(data.a.t), np.asarray(data.b.t))
     results = []
     for name, k, model, augment in (("a", key_a, model_a, augment_a), ("b", key_b, model_b, augment_b)):
         modality, target = getattr(data, name), getattr(aligned, name)
         model = model or _default_model(name, modality.x, data.num_treatments)
-        rounds = _default_epochs(modality.x, batch_size) if epochs is None else epochs
+        rounds = default_epochs(modality.x, batch_size) if epochs is None else epochs
         options: dict[str, Any] = {
             "optimizer": optimizer,
             "epochs": rounds,
@@ -187,18 +185,18 @@ def align(
         keys = jax.random.split(k, members)
         if query is None:
             runs = [crossfit(member, model, modality.x, modality.t, folds=folds, **options) for member in keys]
-            logits = held_out = jnp.mean(jnp.stack([run.logits for run in runs]), axis=0)
+            target_logits = held_out = jnp.mean(jnp.stack([run.logits for run in runs]), axis=0)
             fitted, labels = _stack([run.fitted for run in runs]), modality.t
         else:
             held = getattr(valid, name)
-            fitted = _stack([fit(m, model, modality.x, modality.t, valid=(held.x, held.t), **options) for m in keys])
-            logits, held_out = (_logits(model, fitted.params, x) for x in (target.x, held.x))
+            fitted = fit_ensemble(keys, model, modality.x, modality.t, valid=(held.x, held.t), **options)
+            target_logits, held_out = (_mean_logits(model, fitted.params, x) for x in (target.x, held.x))
             labels = held.t
         _check_training(name, fitted)
         calibration = _calibrate(held_out, labels)
         prior = log_prior(modality.t, data.num_treatments) if divide_prior else None
         scores = from_logits(
-            logits,
+            target_logits,
             temperature=calibration.temperature,
             log_prior=prior,
             transform=transform,
@@ -249,7 +247,8 @@ def _default_model(name: str, x: Array, num_treatments: int) -> Model:
     )
 
 
-def _default_epochs(x: Array, batch_size: int) -> int:
+def default_epochs(x: Array, batch_size: int) -> int:
+    """As many passes over `x` as make 2000 steps, but at least 20 and at most 500."""
     return min(500, max(20, -(-STEPS // max(1, x.shape[0] // batch_size))))
 
 
@@ -266,25 +265,21 @@ def _stack(trees: list[PyTree]) -> PyTree:
 
 
 @functools.partial(jax.jit, static_argnames="model")
-def _logits(model: Model, params: PyTree, x: Array) -> Float[Array, "n K"]:
+def _mean_logits(model: Model, params: PyTree, x: Array) -> Float[Array, "n K"]:
     """The mean logits of an ensemble, whose params have a leading axis `[members]`."""
-
-    def member(params: PyTree) -> Array:
-        return map_rows(lambda x: model.apply(params, x, train=False, key=None)[0], x, CHUNK)
-
-    return jax.lax.map(member, params).mean(0)
+    return jax.lax.map(lambda member: logits(model, member, x), params).mean(0)
 
 
-def _calibrate(logits: Array, t: Array) -> Calibration:
-    temperature = calibrate(logits, t)
-    log_p = jax.nn.log_softmax(logits / temperature)
+def _calibrate(held_out: Array, t: Array) -> Calibration:
+    temperature = calibrate(held_out, t)
+    log_p = jax.nn.log_softmax(held_out / temperature)
     return Calibration(
         temperature,
         -jnp.take_along_axis(log_p, t[:, None], axis=1).mean(),
-        (jnp.argmax(logits, axis=1) == t).mean(),
-        expected_calibration_error(logits, t),
-        expected_calibration_error(logits, t, temperature=temperature),
-        *reliability(logits, t, temperature=temperature),
+        (jnp.argmax(held_out, axis=1) == t).mean(),
+        expected_calibration_error(held_out, t),
+        expected_calibration_error(held_out, t, temperature=temperature),
+        *reliability(held_out, t, temperature=temperature),
     )
 
 

@@ -266,3 +266,6 @@ def _frame(ax: Any, colour: str, width: float) -> None:
     ax.set(xticks=[], yticks=[])
     for spine in ax.spines.values():
         spine.set(edgecolor=colour, linewidth=width)
+
+
+__all__ = ["calibration", "latent_map", "matched_pairs", "trace_by_treatment"]

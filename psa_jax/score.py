@@ -7,10 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from psa_jax.model import Model
-from psa_jax.types import Array, Float, Int, PyTree, map_rows
+from psa_jax.model import CHUNK, Model, logits
+from psa_jax.types import Array, Float, Int, PyTree
 
-CHUNK = 1024
 MAX_TEMPERATURE = 1e3
 BISECTIONS = 60
 
@@ -96,8 +95,8 @@ def _propensity(
     transform: Any,
     chunk: int,
 ) -> Array:
-    logits = map_rows(lambda x: model.apply(params, x, train=False, key=None)[0], x, chunk)
-    return from_logits(logits, temperature=temperature, log_prior=log_prior, transform=transform, treatments=treatments)
+    out = logits(model, params, x, chunk)
+    return from_logits(out, temperature=temperature, log_prior=log_prior, transform=transform, treatments=treatments)
 
 
 def from_logits(

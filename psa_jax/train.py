@@ -14,7 +14,7 @@ from jaxtyping import Key
 
 from psa_jax.augment import as_tree
 from psa_jax.loop import Fitted, minimise
-from psa_jax.model import Model
+from psa_jax.model import CHUNK, Model, logits
 from psa_jax.types import Array, Augment, Float, KeyArray, PyTree, map_rows
 
 ADAMW = optax.adamw(1e-3, weight_decay=1e-4)
@@ -24,9 +24,6 @@ EPOCHS = 50
 
 
 BATCH_SIZE = 128
-
-
-CHUNK = 1024
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,8 +179,8 @@ def train_one(
     key_init, key_valid, key_loop = jax.random.split(key, 3)
     params = model.init(key_init, x)
 
-    def losses(logits: Array, t: Array) -> tuple[Array, Array]:
-        loss = optax.softmax_cross_entropy_with_integer_labels(logits, t)
+    def losses(out: Array, t: Array) -> tuple[Array, Array]:
+        loss = optax.softmax_cross_entropy_with_integer_labels(out, t)
         weight = jnp.ones_like(loss) if weights is None else jnp.asarray(weights).astype(loss.dtype)[t]
         return loss * weight, weight
 
@@ -194,8 +191,8 @@ def train_one(
     def loss(params: PyTree, ids: Array, key: KeyArray) -> tuple[Array, PyTree]:
         key_augment, key_apply = jax.random.split(key)
         batch = x[ids] if augment is None else augment(key_augment, x[ids])
-        logits, params = model.apply(params, batch, train=True, key=key_apply)
-        return mean(*losses(logits, t[ids])), params
+        out, params = model.apply(params, batch, train=True, key=key_apply)
+        return mean(*losses(out, t[ids])), params
 
     def smooth(rows: tuple[Array, Array]) -> Array:
         return augment(jax.random.fold_in(key_valid, rows[0][0]), rows[1])
@@ -205,7 +202,7 @@ def train_one(
         x_valid = map_rows(smooth, (jnp.arange(t_valid.size), x_valid), CHUNK)
 
     def valid_loss(params: PyTree) -> Array:
-        return mean(*losses(evaluate(model, params, x_valid), t_valid))
+        return mean(*losses(logits(model, params, x_valid), t_valid))
 
     return minimise(
         key_loop,
@@ -220,11 +217,6 @@ def train_one(
         patience=options.patience,
         on_epoch=options.on_epoch,
     )
-
-
-def evaluate(model: Model, params: PyTree, x: Array) -> Array:
-    """Logits `[n, K]` in evaluation mode, in chunks."""
-    return map_rows(lambda x: model.apply(params, x, train=False, key=None)[0], x, CHUNK)
 
 
 _fit = jax.jit(train_one, static_argnames=("model", "options"))

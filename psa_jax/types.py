@@ -55,7 +55,7 @@ def float_dtype(*arrays: Array) -> Any:
     """The floating type to compute in: float32, or wider if an array is; under any promotion setting."""
     floats = [array.dtype for array in arrays if jnp.issubdtype(array.dtype, jnp.floating)]
     with jax.numpy_dtype_promotion("standard"):
-        return jnp.result_type(jnp.float32, *floats)
+        return jax.dtypes.canonicalize_dtype(jnp.result_type(jnp.float32, *floats))
 
 
 def map_rows(fn: Any, rows: PyTree, chunk: int) -> PyTree:

@@ -166,3 +166,11 @@ def test_blocked_bad_input():
         C.log_prob(jnp.zeros(3, jnp.int32))
     with pytest.raises(ValueError, match="k: expected"):
         C.top_k(0)
+
+
+@pytest.mark.parametrize("name", ["sinkhorn", "snn", "nearest", "assignment"])
+def test_scores_that_are_not_finite_are_reported(name):
+    u, v, _, t_a, _, groups = ragged()
+    broken = np.flatnonzero(t_a == 3)[0]
+    info = psa.blockwise(MATCHERS[name])(u.at[broken, 0].set(jnp.nan), v, groups).info
+    assert np.flatnonzero(info.converged).tolist() == [t for t in MATCHED if t != 3]

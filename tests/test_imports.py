@@ -9,10 +9,19 @@ PACKAGE = pathlib.Path(__file__).parents[1] / "psa_jax"
 
 # Lower levels first; modules of one line may import those before them in the same line.
 ORDER = [
-    ["types"],
+    ["types", "components"],
     ["data", "groups", "coupling", "blocked"],
     ["model", "nets", "augment", "loop", "train", "crossfit", "score"],
-    ["match.cost", "match.neighbours", "match.eot", "match.snn", "match.assign", "match", "match.blockwise"],
+    [
+        "match.cost",
+        "match.neighbours",
+        "match.eot",
+        "match.nearest",
+        "match.snn",
+        "match.assign",
+        "match",
+        "match.blockwise",
+    ],
     ["metrics"],
     ["selection", "pipeline", "evaluation"],
     ["datasets", "io", "plot", "cli"],

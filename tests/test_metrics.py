@@ -151,3 +151,15 @@ def test_metrics_compose_with_jit_and_grad():
 def test_bad_input(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_labels_that_do_not_fit_are_refused_or_unknown():
+    C = psa.independent(uniform(2), uniform(4))
+    labels_b = jnp.array([0, 1, 2, 3])
+    np.testing.assert_allclose(psa.label_transfer(C, jnp.array([1, 2]), labels_b, num_labels=2), [0.25, np.nan])
+    with pytest.raises(ValueError, match=r"labels_b: expected shape \(4,\)"):
+        psa.label_transfer(C, jnp.array([0, 1]), labels_b[:3])
+    with pytest.raises(ValueError, match=r"t: expected codes in \[0, 2\), got 0 to 2"):
+        psa.by_treatment(jnp.ones(3), jnp.arange(3), 2)
+    with pytest.raises(ValueError, match=r"truth: expected latents \[2, d\] and \[4, d\]"):
+        psa.latent_mse(C, psa.Truth(jnp.zeros(2, int), jnp.ones((1, 2)), jnp.ones((4, 2))))

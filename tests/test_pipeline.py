@@ -228,3 +228,22 @@ def test_training_that_diverges_is_an_error():
     data, _ = screen(40)
     with pytest.raises(ValueError, match="modality a: expected training to converge"):
         ALIGN(jax.random.key(0), data, epochs=2, augment_a=diverge)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_holding_out_never_takes_a_treatment_away(seed):
+    data, _ = screen(0, sizes=[40, 40, 40, 1])
+    result = ALIGN(jax.random.key(seed), data, query=data, epochs=2)
+    assert result.scores_a.shape == (121, 4)
+
+
+def test_plain_numpy_of_any_width_will_do():
+    data, truth = screen(80)
+    wide = psa.Unpaired(
+        *(psa.Modality(np.asarray(side.x, np.float64), np.asarray(side.t, np.int64)) for side in (data.a, data.b)), 4
+    )
+    truth = psa.Truth(
+        *(np.asarray(part, kind) for part, kind in zip(vars(truth).values(), (int, float, float), strict=True))
+    )
+    result = ALIGN(jax.random.key(0), wide, epochs=2)
+    assert psa.evaluate(jax.random.key(1), result, truth, wide)["metrics"]["latent_mse"]["counted"] == 80

@@ -9,7 +9,6 @@ PROGRAM = """
 
     with jaxtyping.install_import_hook("psa_jax", "beartype.beartype"):
         import psa_jax as psa
-        import psa_jax.selection
         from psa_jax import datasets
 
     import functools
@@ -32,7 +31,7 @@ PROGRAM = """
     psa.split(key, data, (0.5, 0.5), truth)
     psa.label_transfer(C, t, t[:40])
     psa.fit_ensemble(jax.random.split(key, 2), psa.linear(3), x, t, epochs=1)
-    psa_jax = psa.selection.held_out_agreement(key, psa.sinkhorn, out.scores_a, out.scores_b, out.groups, repeats=1)
+    psa.held_out_agreement(key, psa.sinkhorn, out.scores_a, out.scores_b, out.groups, repeats=1)
     print("checked")
 """
 

@@ -65,7 +65,8 @@ def demo(
         int | None, typer.Option(min=24, help="Balls to train on; half as many are aligned. Default: 4000.")
     ] = None,
     epochs: Annotated[
-        int | None, typer.Option(min=1, help="Passes over the data. Default: 15 for balls, up to 50 for digits.")
+        int | None,
+        typer.Option(min=1, help="Passes over the data. Default: 15 for balls, 2000 steps for digits."),
     ] = None,
     force: Force = False,
 ) -> None:
@@ -75,7 +76,7 @@ def demo(
         if data is Source.digits:
             if num_samples is not None:
                 raise ValueError("--num-samples: the digits are 1797; it is an option of --data balls only")
-            jobs.digits(folder, show, seed=seed, epochs=epochs or 50)
+            jobs.digits(folder, show, seed=seed, epochs=epochs)
         else:
             jobs.balls(folder, show, seed=seed, num_samples=num_samples or 4000, epochs=epochs or 15)
 
@@ -104,7 +105,9 @@ def align(
     ] = None,
     k: Annotated[int | None, typer.Option(min=1, help="Neighbours, of snn and nearest. Default: 1.")] = None,
     seed: Seed = 0,
-    epochs: Annotated[int, typer.Option(min=1, help="The most passes over the data.")] = 50,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="The most passes over the data. Default: as many as make 2000 steps.")
+    ] = None,
     members: Annotated[int, typer.Option(min=1, help="Classifiers to average for each modality.")] = 1,
     num_components: Annotated[
         int, typer.Option(min=1, help="A modality with more features is reduced to its principal components.")

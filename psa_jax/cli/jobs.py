@@ -19,7 +19,8 @@ from psa_jax.datasets.balls import LEVELS
 from psa_jax.evaluation import evaluate
 from psa_jax.match import assignment, known_pairs, nearest, relative, sinkhorn, snn
 from psa_jax.nets import conv
-from psa_jax.pipeline import Alignment, align
+from psa_jax.pipeline import Alignment, align, default_epochs
+from psa_jax.train import BATCH_SIZE
 
 BALLS_SIZE, PICTURE_SIZE = 32, 96
 BALLS_WIDTHS = (32, 64, 128)
@@ -50,7 +51,6 @@ def balls(folder: Path, show: Show, *, seed: int, num_samples: int, epochs: int)
             augment_a=translation(BALLS_SHIFT),
             augment_b=translation(BALLS_SHIFT),
             epochs=epochs,
-            patience=None,
             on_epoch=on_epoch,
         )
 
@@ -70,15 +70,16 @@ def balls(folder: Path, show: Show, *, seed: int, num_samples: int, epochs: int)
     finish_demo(folder, show, key_rest, alignment, truth, query, names, settings, pictures)
 
 
-def digits(folder: Path, show: Show, *, seed: int, epochs: int) -> None:
+def digits(folder: Path, show: Show, *, seed: int, epochs: int | None) -> None:
     """The demo on halves of handwritten digits, all of them aligned by cross-fitting."""
     key_data, key_align, key_rest = jax.random.split(jax.random.key(seed), 3)
     with show.stage("data", "1797 handwritten digits, left and right halves"):
         data, truth = datasets.digits(key_data)
     names = tuple(map(str, range(data.num_treatments)))
+    rounds = epochs or default_epochs(data.a.x, BATCH_SIZE)
     with show.noting(names):
         alignment = show.training(
-            2 * FOLDS, epochs, lambda bar: align(key_align, data, epochs=epochs, folds=FOLDS, on_epoch=bar)
+            2 * FOLDS, rounds, lambda bar: align(key_align, data, epochs=rounds, folds=FOLDS, on_epoch=bar)
         )
 
     def pictures(plot: Any, save: Callable[[str, Any], None]) -> None:
@@ -86,7 +87,7 @@ def digits(folder: Path, show: Show, *, seed: int, epochs: int) -> None:
         axes = plot.matched_pairs(*images, alignment.coupling, key_rest, truth=truth, joined=True)
         save("matched_pairs.png", axes)
 
-    settings = {"data": "digits", "epochs": epochs, "folds": FOLDS, "seed": seed}
+    settings = {"data": "digits", "epochs": rounds, "folds": FOLDS, "seed": seed}
     finish_demo(folder, show, key_rest, alignment, truth, data, names, settings, pictures)
 
 
@@ -101,7 +102,7 @@ def cells(
     matcher_name: str,
     settings: dict[str, Any],
     seed: int,
-    epochs: int,
+    epochs: int | None,
     members: int,
     num_components: int,
     drop_unlabelled: bool,
@@ -136,12 +137,13 @@ def cells(
             f"  {pairs} cells are in both modalities. They are aligned as if that were unknown (in random order);\n"
             "  who is who is used only to measure the result."
         )
+    rounds = epochs or max(default_epochs(side.x, BATCH_SIZE) for side in (data.a, data.b))
     with show.noting(names):
         alignment = show.training(
             2 * FOLDS * members,
-            epochs,
+            rounds,
             lambda bar: align(
-                key_align, data, matcher=matcher, epochs=epochs, folds=FOLDS, members=members, on_epoch=bar
+                key_align, data, matcher=matcher, epochs=rounds, folds=FOLDS, members=members, on_epoch=bar
             ),
         )
     note_clipped(show, alignment, names, settings["k"])
@@ -156,7 +158,7 @@ def cells(
     states = io.status(alignment)
     write_cells(folder / "cells.csv", alignment, loaded, treatment, states)
     common = {"file": str(file), "treatment": treatment, "modalities": loaded.modalities, "matcher": matcher_name}
-    common |= settings | {"epochs": epochs, "folds": FOLDS, "members": members, "num_components": num_components}
+    common |= settings | {"epochs": rounds, "folds": FOLDS, "members": members, "num_components": num_components}
     show.console.print(treatments_table(report["treatments"], loaded.modalities))
     show.say(status_line(states))
     if pairs:

@@ -170,7 +170,7 @@ def verdict(report: dict[str, Any], label: str) -> str:
     if latents is not None and latents["micro"] is not None:
         ratio = latents["micro"] / latents["class_mean"]
         return (
-            f"{label} finds the positions of the balls with a mean squared error of {latents['micro']:.4f}: "
+            f"{label} finds the hidden state with a mean squared error of {latents['micro']:.4f}: "
             f"{ratio:.2f} times that of the class mean ({latents['class_mean']:.4f})."
         )
     if trace["micro"] is None:

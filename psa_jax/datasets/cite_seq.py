@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import sparse
 
+from psa_jax.components import principal_components
 from psa_jax.data import Modality, Truth, Unpaired
-from psa_jax.datasets.components import principal_components
 
 ORDER_SEED = 194122
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from psa_jax.blocked import Blocked
 from psa_jax.coupling import Coupling, Info
-from psa_jax.match.snn import listed
+from psa_jax.match.nearest import listed
 from psa_jax.types import PyTree
 
 _ABOUT = "about.json"

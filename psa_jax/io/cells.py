@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import sparse
 
+from psa_jax.components import principal_components
 from psa_jax.data import Modality, Truth, Unpaired, validate
-from psa_jax.datasets.components import principal_components
 from psa_jax.types import pytree, static
 
 

@@ -60,8 +60,7 @@ def assignment(
         vmap_method="sequential",
     )
     finite = jnp.where((a > 0)[:, None] & (b > 0)[None], jnp.isfinite(costs), True).all()
-    info = Info.closed_form(unassigned=((a > 0) & (column < 0)).sum())
-    info = Info(finite, info.num_iters, info.marginal_error, info.details)
+    info = Info.closed_form(finite, unassigned=((a > 0) & (column < 0)).sum())
     left = column, jnp.log(jnp.where(a > 0, a, 1))
     return masked(Coupling(left=left, right=jnp.arange(v.shape[0], dtype=jnp.int32), kernel=assigned, info=info), a, b)
 

@@ -20,7 +20,7 @@ def blockwise(
     """Lifts a matcher of one treatment over all treatments.
 
     Args:
-        matcher: `(u [n, d], v [m, d'], a [n], b [m]) -> Coupling` for ONE treatment; `a` and `b` are uniform over
+        matcher: `(u [n, ...], v [m, ...], a [n], b [m]) -> Coupling` for ONE treatment; `a` and `b` are uniform over
             its samples and sum to one each, padding has weight zero. Settings are bound with `functools.partial`
             (static: another value compiles anew; arrays stay traced) or `jax.tree_util.Partial` (all of them stay
             traced). A module-level function compiles once, a fresh lambda each time.
@@ -90,6 +90,8 @@ def _match(matcher: Callable[..., Coupling], u: Array, v: Array, groups: Groups,
 
 
 def _lanes(bucket: Bucket, chunk: int | None) -> int | None:
+    if chunk is not None and chunk < 1:
+        raise ValueError(f"chunk: expected at least 1, got {chunk}")
     lanes = chunk or (1 if jax.default_backend() == "cpu" else bucket.treatment.shape[0])
     return None if lanes == 1 else lanes
 

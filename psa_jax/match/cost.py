@@ -45,6 +45,11 @@ def pairwise(cost: Cost, u: Float[Array, "n ..."], v: Float[Array, "m ..."]) -> 
     return jax.vmap(jax.vmap(cost, (None, 0)), (0, None))(u, v)
 
 
+def all_finite(x: Float[Array, "n ..."], real: Array) -> Array:
+    """Whether the real rows of `x` hold neither NaN nor infinity."""
+    return (jnp.isfinite(x).reshape(x.shape[0], -1).all(1) | ~real).all()
+
+
 def check(u: Any, v: Any, a: Any, b: Any) -> None:
     """Raises a `ValueError` unless `u [n, ...]`, `v [m, ...]`, `a [n]`, `b [m]` fit together."""
     for name, scores, weight_name, weights in (("u", u, "a", a), ("v", v, "b", b)):

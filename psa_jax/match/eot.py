@@ -34,7 +34,11 @@ def relative(scale: Any) -> Relative:
     Example:
         >>> float(relative(0.1).scale)
         0.1
+
+    Raises:
+        ValueError: a scale that is known and not positive.
     """
+    _check_range("scale", scale, "a positive number", low=0.0)
     return Relative(scale)
 
 

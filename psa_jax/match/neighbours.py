@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 
 from psa_jax.match.cost import pairwise
@@ -12,7 +13,7 @@ CHUNK_ELEMENTS = 2**22
 
 def check_k(k: int) -> None:
     """Raises a `ValueError` unless `k` is a positive integer."""
-    if isinstance(k, Tracer) or not isinstance(k, int):
+    if isinstance(k, Tracer) or not isinstance(k, int | np.integer):
         raise ValueError(f"k: expected an integer known at trace time (it is static), got {k!r}")
     if k < 1:
         raise ValueError(f"k: expected at least 1, got {k}")
