@@ -225,6 +225,7 @@ def masked(coupling: Coupling, a: Float[Array, " n"], b: Float[Array, " m"]) -> 
     """The coupling without the rows and columns of zero weight; a matcher of one's own gets this from `blockwise`."""
     if isinstance(coupling.kernel, Masked):
         return coupling
+    a, b = (b, a) if coupling.flipped else (a, b)
     return dataclasses.replace(
         coupling,
         left=(coupling.left, a > 0),

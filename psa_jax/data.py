@@ -76,9 +76,9 @@ def split(key: KeyArray, data: Unpaired, fractions: Sequence[float], truth: Trut
         >>> train.a.t.size, test.b.t.size
         (6, 4)
     """
-    validate(data)
+    data = on_host(data)
     edges = np.cumsum(np.asarray(fractions, float))
-    if not edges.size or np.any(np.asarray(fractions) <= 0) or edges[-1] > 1 + 1e-6:
+    if not (edges.size and np.all(np.asarray(fractions) > 0) and edges[-1] <= 1 + 1e-6):
         raise ValueError(f"fractions: expected positive numbers with a sum of at most 1, got {tuple(fractions)}")
     edges = np.where(edges > 1 - 1e-6, np.inf, edges)
     key_a, key_b = jax.random.split(key)
@@ -139,9 +139,18 @@ def validate(data: Unpaired) -> None:
         raise ValueError("data: expected at least one treatment that both modalities have, got none")
 
 
+def on_host(data: Unpaired) -> Unpaired:
+    """The same data, checked by `validate`, with labels as int32 arrays whatever they came as."""
+    validate(data)
+    a, b = (Modality(jnp.asarray(side.x), jnp.asarray(np.asarray(side.t), jnp.int32)) for side in (data.a, data.b))
+    return Unpaired(a, b, data.num_treatments)
+
+
 def check_truth(truth: Truth, n: int, m: int) -> None:
     """Raises a `ValueError` unless `truth` fits `n` rows and `m` columns. Host only."""
     pair = np.asarray(truth.pair)
+    if not np.issubdtype(pair.dtype, np.integer):
+        raise ValueError(f"truth.pair: expected integers, got {pair.dtype}")
     if pair.shape != (n,):
         raise ValueError(f"truth.pair: expected shape ({n},), got {pair.shape}")
     if pair.size and (pair.min() < -1 or pair.max() >= m):
@@ -168,7 +177,7 @@ def codes(name: str, t: Any, num_treatments: int) -> np.ndarray:
         raise ValueError(
             f"{name}: expected codes in [0, {num_treatments}), got {t[bad[0]]} at row {bad[0]} ({bad.size} such rows)"
         )
-    return t
+    return t.astype(np.int64)
 
 
 def members_of(t: np.ndarray, num_treatments: int) -> list[np.ndarray]:

@@ -2,12 +2,13 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from psa_jax.blocked import Blocked
 from psa_jax.coupling import Coupling
-from psa_jax.data import Truth, Unpaired, check_truth
+from psa_jax.data import Truth, Unpaired, check_truth, on_host
 from psa_jax.match import class_mean
 from psa_jax.match.blockwise import blockwise
 from psa_jax.metrics import by_treatment, foscttm, project, trace
@@ -42,7 +43,6 @@ def evaluate(key: KeyArray, alignment: Alignment, truth: Truth, data: Unpaired) 
         ValueError: data or truth of other lengths than the alignment.
 
     Example:
-        >>> import jax
         >>> from psa_jax.data import Modality
         >>> from psa_jax.nets import linear
         >>> from psa_jax.pipeline import align
@@ -55,10 +55,11 @@ def evaluate(key: KeyArray, alignment: Alignment, truth: Truth, data: Unpaired) 
     """
     coupling, scores = alignment.coupling, alignment.scores_b
     n, m = coupling.shape
-    got = data.a.t.shape[0], data.b.t.shape[0]
+    got = len(data.a.t), len(data.b.t)
     if got != (n, m):
         raise ValueError(f"data: expected {n} and {m} samples, as were aligned, got {got[0]} and {got[1]}")
     check_truth(truth, n, m)
+    data, truth = on_host(data), jax.tree.map(jnp.asarray, truth)
     groups, t = alignment.groups, data.a.t
     uniform = blockwise(class_mean)(alignment.scores_a, scores, groups)
     known = truth.pair >= 0

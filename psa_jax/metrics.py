@@ -100,7 +100,7 @@ def label_transfer(
         if labels.shape != (rows,):
             raise ValueError(f"{name}: expected shape ({rows},), got {labels.shape}")
     if num_labels is None:
-        num_labels = int(max(labels_a.max(), labels_b.max())) + 1
+        num_labels = max(1, int(max(labels_a.max(), labels_b.max())) + 1)
     projected = project(coupling, jax.nn.one_hot(labels_b, num_labels))
     known = (labels_a >= 0) & (labels_a < num_labels)
     same = jnp.take_along_axis(projected, jnp.where(known, labels_a, 0)[:, None], axis=1)[:, 0]

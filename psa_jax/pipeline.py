@@ -14,7 +14,7 @@ from psa_jax.augment import smoothing
 from psa_jax.blocked import Blocked
 from psa_jax.coupling import Coupling
 from psa_jax.crossfit import crossfit
-from psa_jax.data import Unpaired, split, validate
+from psa_jax.data import Unpaired, on_host, split, validate
 from psa_jax.groups import Groups, group
 from psa_jax.loop import Fitted
 from psa_jax.match import sinkhorn
@@ -22,7 +22,7 @@ from psa_jax.match.blockwise import blockwise
 from psa_jax.model import Model, logits
 from psa_jax.nets import conv, mlp
 from psa_jax.score import calibrate, centre, expected_calibration_error, from_logits, log_prior, reliability
-from psa_jax.train import fit_ensemble
+from psa_jax.train import fit_ensemble, num_outputs
 from psa_jax.types import Array, Augment, Float, KeyArray, PyTree, pytree
 
 VALID_SHARE = 0.2
@@ -158,7 +158,9 @@ def align(
     References:
         Xi et al., NeurIPS 2024 (arXiv 2404.01595).
     """
-    _check(data, query, valid, members)
+    _check(data, query, valid, members, batch_size)
+    data = on_host(data)
+    query, valid = (None if part is None else on_host(part) for part in (query, valid))
     shared = np.intersect1d(np.asarray(data.a.t), np.asarray(data.b.t))
     if shared.size < 2:
         raise ValueError(
@@ -168,11 +170,15 @@ def align(
     key_split, key_a, key_b = jax.random.split(key, 3)
     aligned = data if query is None else query
     if query is not None and valid is None:
-        data, valid = split(key_split, data, (1 - VALID_SHARE, VALID_SHARE))
+        data, valid = _hold_out(key_split, data)
     results = []
     for name, k, model, augment in (("a", key_a, model_a, augment_a), ("b", key_b, model_b, augment_b)):
         modality, target = getattr(data, name), getattr(aligned, name)
         model = model or _default_model(name, modality.x, data.num_treatments)
+        if (outputs := num_outputs(model, modality.x.shape[1:], modality.x.dtype)) != data.num_treatments:
+            raise ValueError(
+                f"model_{name}: expected {data.num_treatments} logits, one for each treatment, got {outputs}"
+            )
         rounds = default_epochs(modality.x, batch_size) if epochs is None else epochs
         options: dict[str, Any] = {
             "optimizer": optimizer,
@@ -216,10 +222,11 @@ def align(
     return Alignment(coupling, groups, scores_a, scores_b, fitted_a, fitted_b, calibration_a, calibration_b)
 
 
-def _check(data: Unpaired, query: Unpaired | None, valid: Unpaired | None, members: int) -> None:
+def _check(data: Unpaired, query: Unpaired | None, valid: Unpaired | None, members: int, batch_size: int) -> None:
     validate(data)
-    if members < 1:
-        raise ValueError(f"members: expected at least 1, got {members}")
+    for name, value in (("members", members), ("batch_size", batch_size)):
+        if value < 1:
+            raise ValueError(f"{name}: expected at least 1, got {value}")
     if valid is not None and query is None:
         raise ValueError("valid: expected a query too; without one every sample is validated by cross-fitting")
     for name, other in (("query", query), ("valid", valid)):
@@ -234,6 +241,16 @@ def _check(data: Unpaired, query: Unpaired | None, valid: Unpaired | None, membe
             ours, theirs = getattr(data, side).x.shape[1:], getattr(other, side).x.shape[1:]
             if ours != theirs:
                 raise ValueError(f"{name}: modality {side}: expected features of shape {ours}, got {theirs}")
+
+
+def _hold_out(key: KeyArray, data: Unpaired) -> tuple[Unpaired, Unpaired]:
+    train, valid = split(key, data, (1 - VALID_SHARE, VALID_SHARE))
+    if not (valid.a.t.size and valid.b.t.size):
+        raise ValueError(
+            f"data: expected enough samples to hold a fifth of them out, got {data.a.t.size} and {data.b.t.size} "
+            "(or give `valid`)"
+        )
+    return train, valid
 
 
 def _default_model(name: str, x: Array, num_treatments: int) -> Model:

@@ -273,6 +273,12 @@ def check(
     k = num_outputs(model, x.shape[1:], x.dtype)
     if weights is not None and jnp.shape(weights) != (k,):
         raise ValueError(f"class_weights: expected shape ({k},), got {jnp.shape(weights)}")
+    if weights is not None and codes is not None and not isinstance(weights, Tracer):
+        present = np.asarray(weights)[codes]
+        if not (np.isfinite(present).all() and (present >= 0).all() and present.any()):
+            raise ValueError(
+                f"class_weights: expected finite numbers of at least 0, not all 0, for treatments of t, got {present}"
+            )
     return x, t, valid
 
 
@@ -282,6 +288,8 @@ def _check_patience(patience: int | None, valid: Any) -> None:
 
 
 def _check_samples(model: Model, x: Any, t: Any, where: str) -> tuple[Array, Array]:
+    if not isinstance(t, Tracer) and not np.issubdtype(np.asarray(t).dtype, np.integer):
+        raise ValueError(f"{where}t: expected integer codes [n], got {np.asarray(t).dtype} {np.shape(t)}")
     x, t = jnp.asarray(x), jnp.asarray(t)
     if x.ndim < 2 or not x.size or not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(f"{where}x: expected float features [n, ...], n at least 1, got {x.dtype} {x.shape}")

@@ -174,3 +174,23 @@ def test_nan_is_not_hidden():
 def test_bad_input(call, message):
     with pytest.raises(ValueError, match=message):
         call(table(np.zeros((2, 3))))
+
+
+def negative_gap(left, right, args):
+    return -3 * jnp.abs(left - right.T)
+
+
+def straight(u, v, a, b):
+    return psa.Coupling(left=u, right=v, kernel=negative_gap)
+
+
+def turned(u, v, a, b):
+    return psa.Coupling(left=v, right=u, kernel=negative_gap).T
+
+
+@pytest.mark.parametrize("t_a", [[0, 0, 0, 1, 1], [0, 0, 0, 1, 0]])
+def test_a_matcher_may_return_a_transposed_coupling(t_a):
+    groups = psa.group(np.array(t_a), np.array([0, 0, 1, 1, 1]), 2, max_waste=9)
+    u = jnp.arange(5.0)[:, None]
+    plain, flipped = (psa.blockwise(matcher)(u, u + 0.3, groups).dense() for matcher in (straight, turned))
+    np.testing.assert_allclose(plain, flipped, rtol=1e-5)

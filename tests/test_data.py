@@ -151,7 +151,7 @@ def test_labels_that_cannot_be_grouped(t_a, t_b, message):
         psa.group(np.array(t_a), np.array(t_b), 3)
 
 
-@pytest.mark.parametrize("fractions", [(0.5, 0.6), (0.5, 0.0), (-0.1,)])
+@pytest.mark.parametrize("fractions", [(0.5, 0.6), (0.5, 0.0), (-0.1,), (float("nan"), 0.5), ()])
 def test_bad_fractions(fractions):
     with pytest.raises(ValueError, match="fractions: expected"):
         psa.split(jax.random.key(0), data_of([4], [4]), fractions)
@@ -161,6 +161,7 @@ def test_bad_fractions(fractions):
     ("truth", "message"),
     [
         (psa.Truth(jnp.zeros(3, jnp.int32)), r"truth.pair: expected shape \(4,\)"),
+        (psa.Truth(jnp.zeros(4)), "truth.pair: expected integers"),
         (psa.Truth(jnp.full(4, 9)), r"truth.pair: expected columns in \[-1, 4\)"),
         (psa.Truth(jnp.arange(4), jnp.ones((3, 1)), jnp.ones((4, 1))), "truth.z_a: expected shape"),
     ],
@@ -168,3 +169,11 @@ def test_bad_fractions(fractions):
 def test_bad_truth(truth, message):
     with pytest.raises(ValueError, match=message):
         psa.split(jax.random.key(0), change(), (0.5, 0.5), truth=truth)
+
+
+def test_labels_of_any_integer_kind_and_lists():
+    kinds = [np.uint8, np.uint64, np.int64, list]
+    for kind in kinds:
+        t = T.tolist() if kind is list else T.astype(kind)
+        first, second = psa.split(jax.random.key(0), change(t=t), (0.5, 0.5))
+        assert first.b.t.size + second.b.t.size == 4

@@ -240,8 +240,10 @@ def test_every_matched_treatment_converges():
     [
         ({"eps": 0.0}, "eps: expected a positive number, got 0.0"),
         ({"eps": -1.0}, "eps: expected a positive number"),
-        ({"eps": psa.relative(0.0)}, "eps: expected a positive number"),
         ({"eps": jnp.ones(2)}, "eps: expected a positive number"),
+        ({"eps": float("inf")}, "eps: expected a positive number"),
+        ({"eps": None}, "eps: expected a positive number"),
+        ({"eps": "0.1"}, "eps: expected a positive number"),
         ({"tol": -1.0}, "tol: expected"),
         ({"tau_a": 0.0}, "tau_a: expected a number in"),
         ({"tau_b": 1.5}, "tau_b: expected a number in"),
@@ -269,3 +271,24 @@ def test_bad_shapes(matcher, shapes, message):
     u, v, n, m = shapes
     with pytest.raises(ValueError, match=message):
         matcher(jnp.ones(u), jnp.ones(v), uniform(n), uniform(m))
+
+
+@pytest.mark.parametrize(
+    ("u", "v"),
+    [
+        (np.full((5, 2), 1e4), np.full((4, 2), -1e4)),
+        (np.full((1, 2), 1e5), np.full((2, 2), -1e5)),
+        (np.ones((3, 2)), np.ones((4, 2))),
+        (np.arange(6.0).reshape(3, 2), np.arange(8.0).reshape(4, 2) + 1e4),
+    ],
+)
+def test_nearly_equal_costs_far_apart(u, v):
+    C = psa.sinkhorn(jnp.asarray(u, jnp.float32), jnp.asarray(v, jnp.float32), uniform(len(u)), uniform(len(v)))
+    assert bool(C.info.converged)
+    np.testing.assert_allclose(C.dense().sum(), 1, atol=1e-3)
+
+
+@pytest.mark.parametrize("scale", [0.0, -0.1, float("inf"), float("nan")])
+def test_bad_relative_scale(scale):
+    with pytest.raises(ValueError, match="scale: expected a positive number"):
+        psa.relative(scale)

@@ -378,3 +378,14 @@ def test_real_file(shared_data):
     assert loaded.num_features == (1000, 134)
     assert loaded.data.a.x.shape == loaded.data.b.x.shape == (600, 50)
     assert loaded.data.num_treatments == len(loaded.treatments) == 41
+
+
+def test_frames_in_obsm_and_files_without_a_matrix():
+    adata = cells()
+    adata.obsm["first"] = pd.DataFrame(np.random.default_rng(0).normal(size=(30, 3)), index=adata.obs_names)
+    adata.obsm["second"] = np.random.default_rng(1).normal(size=(30, 2))
+    loaded = io.from_anndata(adata, treatment="drug", modalities=("first", "second"))
+    np.testing.assert_allclose(loaded.data.a.x, adata.obsm["first"].to_numpy(), rtol=1e-6)
+    adata.X = None
+    with pytest.raises(ValueError, match="expected a matrix X, the file has none"):
+        io.from_anndata(adata, treatment="drug")

@@ -163,3 +163,8 @@ def test_labels_that_do_not_fit_are_refused_or_unknown():
         psa.by_treatment(jnp.ones(3), jnp.arange(3), 2)
     with pytest.raises(ValueError, match=r"truth: expected latents \[2, d\] and \[4, d\]"):
         psa.latent_mse(C, psa.Truth(jnp.zeros(2, int), jnp.ones((1, 2)), jnp.ones((4, 2))))
+
+
+def test_labels_that_are_all_unknown_give_no_number():
+    C = psa.independent(uniform(2), uniform(3))
+    assert np.isnan(psa.label_transfer(C, jnp.array([-1, -1]), jnp.array([-1, -1, -1]))).all()

@@ -208,6 +208,9 @@ def test_bad_input():
             "query: modality a: expected features of shape",
         ),
         (lambda: ALIGN(key, data, folds=2), "folds: expected at least 3"),
+        (lambda: psa.align(key, data, batch_size=0), "batch_size: expected at least 1"),
+        (lambda: ALIGN(key, data, model_b=psa.linear(3)), "model_b: expected 4 logits, one for each treatment, got 3"),
+        (lambda: ALIGN(key, screen(4)[0], query=data), "data: expected enough samples to hold a fifth"),
         (lambda: ALIGN(key, data, epochs=0), "epochs: expected at least 1"),
     ]
     for call, message in cases:

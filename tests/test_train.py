@@ -368,6 +368,8 @@ BAD = {
     "batch_size": ({"batch_size": 0}, "batch_size: expected at least 1, got 0"),
     "patience": ({"patience": 0, "valid": (X, T)}, "patience: expected at least 1, got 0"),
     "patience alone": ({"patience": 2}, "patience: expected validation data"),
+    "negative weights": ({"class_weights": -jnp.ones(3)}, "class_weights: expected finite numbers"),
+    "nan weights": ({"class_weights": jnp.full(3, jnp.nan)}, "class_weights: expected finite numbers"),
     "weights": ({"class_weights": jnp.ones(2)}, r"class_weights: expected shape \(3,\), got \(2,\)"),
     "valid lengths": ({"valid": (X, T[:5])}, "valid: expected as many labels"),
     "valid shape": ({"valid": (X[:, :2], T)}, "valid: x: expected shape"),

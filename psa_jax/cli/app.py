@@ -1,6 +1,7 @@
 """The commands and their options; how errors and Ctrl-C look to the user."""
 
 import os
+import signal
 import threading
 from collections.abc import Callable
 from enum import StrEnum
@@ -143,6 +144,8 @@ def _run(job: Callable[[Path, Show], None], output: Path, force: bool) -> None:
     """Runs a job into a folder that appears when it is complete; errors are one line, bad input exits with 2."""
     show = Show()
     worker = _Worker()
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # clean up as after Ctrl-C
     try:
         with OutputFolder(output, force) as folder:
             worker.run(lambda: job(folder, show))

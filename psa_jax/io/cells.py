@@ -84,7 +84,8 @@ def from_anndata(
     for name in _two(modalities):
         if name in kinds:
             chosen = np.flatnonzero(adata.var["feature_types"].astype(str) == name)
-            x = (adata.X if layer is None else adata.layers[layer])[:, chosen]
+            x = adata.X if layer is None else adata.layers[layer]
+            x = None if x is None else x[:, chosen]
         elif name in adata.obsm:
             x = adata.obsm[name]
         else:
@@ -159,6 +160,10 @@ def _load(
     drop_unlabelled: bool,
 ) -> Loaded:
     """Sides are (name, features, cell names, labels or None); `pair` is before cells are dropped."""
+    for name, x, *_ in sides:
+        if x is None:
+            raise ValueError(f"modality {name!r}: expected a matrix X, the file has none (`layer` names another)")
+    sides = [(name, x.to_numpy() if hasattr(x, "iloc") else x, cells, t) for name, x, cells, t in sides]
     if num_components is not None and num_components < 1:
         raise ValueError(f"num_components: expected at least 1, got {num_components}")
     keep = [np.array([label is not None for label in labels]) for *_, labels in sides]

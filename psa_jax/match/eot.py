@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 from ott.geometry.geometry import Geometry
 from ott.problems.linear.linear_problem import LinearProblem
@@ -16,6 +17,9 @@ from ott.solvers.linear.sinkhorn import Sinkhorn
 from psa_jax.coupling import Coupling, Info, masked
 from psa_jax.match.cost import check, euclidean, pairwise
 from psa_jax.types import Array, Cost, Float, float_dtype, pytree
+
+ROUNDING_ERRORS = 1e5
+MAX_NUMBER = float(np.finfo(np.float64).max)
 
 
 @pytree
@@ -28,8 +32,9 @@ class Relative:
 def relative(scale: Any) -> Relative:
     """Makes eps relative: `scale` times the spread (standard deviation) of the costs under the product of the weights.
 
-    Padding has no weight and does not count. Scale-free: scores multiplied by a constant give the same plan. Around
-    0.1 to 0.2 suits projections, 0.05 and less suits sampled pairs. Traced and differentiable.
+    Padding has no weight and does not count. The spread is taken to be at least 1e5 rounding errors of the mean cost,
+    so that plans of nearly equal costs can be represented. Scale-free: scores multiplied by a constant give the same
+    plan. Around 0.1 to 0.2 suits projections, 0.05 and less suits sampled pairs. Traced and differentiable.
 
     Example:
         >>> float(relative(0.1).scale)
@@ -90,7 +95,7 @@ def sinkhorn(
     Returns:
         A coupling whose mass is the plan. `info.details`: `eps` as used, `residual`, what was compared with `tol`,
         and `mass`, the total of the plan. `info.converged` is False, never an exception, if `tol` was not reached.
-        Differentiable in `u`, `v`, `a`, `b` and `eps`.
+        Differentiable (reverse mode) in `u`, `v`, `a`, `b` and `eps`.
 
     Raises:
         ValueError: ranks and lengths that do not fit; eps, tau, tol or max_iters out of range if they are known when
@@ -112,8 +117,8 @@ def sinkhorn(
         if isinstance(tau, Tracer):
             raise ValueError(f"{name}: expected a number known at trace time (it is static), got a traced value")
         _check_range(name, tau, "a number in (0, 1]", low=0.0, high=1.0)
-    if max_iters < 1:
-        raise ValueError(f"max_iters: expected at least 1, got {max_iters}")
+    if isinstance(max_iters, Tracer) or max_iters < 1:
+        raise ValueError(f"max_iters: expected at least 1, known at trace time (it is static), got {max_iters}")
     return _sinkhorn(u, v, a, b, eps, tol, float(tau_a), float(tau_b), cost, max_iters)
 
 
@@ -246,13 +251,15 @@ def _marginal_error(
 
 
 def _spread(costs: Array, a: Array, b: Array) -> Float[Array, ""]:
-    """The standard deviation of the costs under the product of the weights; 1 where all costs are equal."""
+    """The standard deviation of the costs under the product of the weights, or what rounding of the costs allows."""
     weights = a[:, None] * b[None]
     weights = weights / weights.sum()
     mean = jnp.sum(weights * costs)
     variance = jnp.sum(weights * (costs - mean[None, None]) ** 2)
-    floor = (10 * jnp.finfo(costs.dtype).eps) ** 2 * jnp.maximum(mean**2, jnp.finfo(costs.dtype).tiny)
-    return jnp.where(variance > floor, jnp.sqrt(jnp.where(variance > floor, variance, 1)), 1)
+    deviation = jnp.where(variance > 0, jnp.sqrt(jnp.where(variance > 0, variance, 1)), 0)
+    floor = ROUNDING_ERRORS * jnp.finfo(costs.dtype).eps * jnp.sum(weights * jnp.abs(costs))
+    spread = jnp.maximum(deviation, floor)
+    return jnp.where(spread == 0, 1, spread)
 
 
 def _negligible(dtype: Any) -> float:
@@ -278,8 +285,10 @@ def _default_promotion() -> Any:
         yield
 
 
-def _check_range(name: str, value: Any, expected: str, *, low: float, high: float = jnp.inf) -> None:
+def _check_range(name: str, value: Any, expected: str, *, low: float, high: float = MAX_NUMBER) -> None:
     if isinstance(value, Tracer):
         return
-    if jnp.ndim(value) or not low < float(value) <= high:
+    if not isinstance(value, int | float | np.generic | np.ndarray | jax.Array) or jnp.ndim(value):
+        raise ValueError(f"{name}: expected {expected}, got {value!r}")
+    if not low < float(value) <= high:
         raise ValueError(f"{name}: expected {expected}, got {value}")
