@@ -177,8 +177,9 @@ def _load(
     code = {label: i for i, label in enumerate(treatments)}
     features = [x[np.flatnonzero(kept)] for (_, x, *_), kept in zip(sides, keep, strict=True)]
     codes = [np.array([code[label] for label in labels if label is not None], np.int32) for *_, labels in sides]
-    sums = (np.asarray(x.sum(axis=1), np.float64).reshape(-1, 1) for x in features)
-    validate(Unpaired(*(Modality(total, t) for total, t in zip(sums, codes, strict=True)), len(treatments)))  # type: ignore
+    sums = (np.asarray(x.sum(axis=1), np.float32).reshape(-1, 1) for x in features)
+    total_a, total_b = (Modality(jnp.asarray(total), jnp.asarray(t)) for total, t in zip(sums, codes, strict=True))
+    validate(Unpaired(total_a, total_b, len(treatments)))
     a, b = (
         Modality(jnp.asarray(_dense(name, x, num_components), jnp.float32), jnp.asarray(t))
         for (name, *_), x, t in zip(sides, features, codes, strict=True)

@@ -29,6 +29,9 @@ class Relative:
     scale: Any
 
 
+DEFAULT_EPS = Relative(0.1)
+
+
 def relative(scale: Any) -> Relative:
     """Makes eps relative: `scale` times the spread (standard deviation) of the costs under the product of the weights.
 
@@ -65,7 +68,7 @@ def sinkhorn(
     a: Float[Array, " n"],
     b: Float[Array, " m"],
     *,
-    eps: Any = Relative(0.1),  # noqa: B008 (frozen)
+    eps: Any = DEFAULT_EPS,
     tau_a: float = 1.0,
     tau_b: float = 1.0,
     cost: Cost = euclidean,
