@@ -1,9 +1,10 @@
 """The commands and their options; how errors and Ctrl-C look to the user."""
 
+import contextlib
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -144,10 +145,8 @@ def _run(job: Callable[[Path, Show], None], output: Path, force: bool) -> None:
     """Runs a job into a folder that appears when it is complete; errors are one line, bad input exits with 2."""
     show = Show()
     worker = _Worker()
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # clean up as after Ctrl-C
     try:
-        with OutputFolder(output, force) as folder:
+        with OutputFolder(output, force) as folder, _heeding_signals(worker.interrupted):
             worker.run(lambda: job(folder, show))
         show.written(output)
     except KeyboardInterrupt:
@@ -162,11 +161,26 @@ def _run(job: Callable[[Path, Show], None], output: Path, force: bool) -> None:
         show.stop()
 
 
+@contextlib.contextmanager
+def _heeding_signals(interrupted: threading.Event) -> Iterator[None]:
+    """Ctrl-C and SIGTERM set a flag: an exception could be raised inside a callback of Python's, and be lost there."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = signal.SIGINT, signal.SIGTERM
+    before = [signal.signal(number, lambda *_: interrupted.set()) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+
+
 class _Worker:
     """Runs a function in a thread, so that the main thread is free to hear Ctrl-C while compiled code runs."""
 
     def __init__(self) -> None:
-        self._started, self._ended = threading.Event(), threading.Event()
+        self._started, self._ended, self.interrupted = threading.Event(), threading.Event(), threading.Event()
 
     @property
     def alive(self) -> bool:
@@ -187,6 +201,7 @@ class _Worker:
         self._started.set()
         threading.Thread(target=target, daemon=True).start()
         while not self._ended.wait(0.1):
-            pass
+            if self.interrupted.is_set():
+                raise KeyboardInterrupt
         if raised:
             raise raised[0]

@@ -129,7 +129,8 @@ def _read(path: str | PathLike[str], backed: Any = None) -> Any:
 def _need(what: str, found: Any, *wanted: str) -> None:
     missing = [name for name in wanted if name not in found]
     if missing:
-        raise ValueError(f"expected {what} {', '.join(map(repr, missing))}, got only {sorted(map(str, found))}")
+        there = sorted(str(name) for name in found if name is not None)
+        raise ValueError(f"expected {what} {', '.join(map(repr, missing))}, got only {there}")
 
 
 def _cell_types(cells: Any) -> tuple[tuple[str, ...], np.ndarray]:
