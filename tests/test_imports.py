@@ -15,6 +15,8 @@ ORDER = [
     [
         "match.cost",
         "match.neighbours",
+        "match.geometry",
+        "match.solve",
         "match.eot",
         "match.nearest",
         "match.snn",
@@ -68,9 +70,9 @@ def test_imports_point_downward(path):
         assert inside or rank_of(target) < rank_of(name), f"{name} imports {target}"
 
 
-def test_only_eot_imports_ott():
+def test_only_the_solvers_import_ott():
     users = {name_of(path) for path in modules() if any(t.split(".")[0] == "ott" for t in imports(path))}
-    assert users == {"match.eot"}
+    assert users == {"match.geometry", "match.solve"}
 
 
 @pytest.mark.parametrize("path", modules(), ids=name_of)

@@ -36,13 +36,25 @@ def cosine(x: Float[Array, " d"], y: Float[Array, " d"]) -> Float[Array, ""]:
         >>> float(cosine(jnp.array([1.0, 0.0]), jnp.array([0.0, 2.0])))
         1.0
     """
-    norm = _safe_sqrt(jnp.sum(x * x)) * _safe_sqrt(jnp.sum(y * y))
-    return 1 - jnp.where(norm == 0, 0, jnp.sum(x * y) / jnp.where(norm == 0, 1, norm))
+    return 1 - jnp.sum(_direction(x[None]) * _direction(y[None]))
 
 
 def pairwise(cost: Cost, u: Float[Array, "n ..."], v: Float[Array, "m ..."]) -> Float[Array, "n m"]:
-    """The cost of every row of `u` with every row of `v`, `[n, m]`."""
-    return jax.vmap(jax.vmap(cost, (None, 0)), (0, None))(u, v)
+    """The cost of every row of `u` with every row of `v`, `[n, m]`.
+
+    The three costs of this module are evaluated for all pairs by one matrix product, in full precision, of samples
+    centred on `v`; any other cost pair by pair.
+    """
+    if cost not in (euclidean, squared_euclidean, cosine):
+        return jax.vmap(jax.vmap(cost, (None, 0)), (0, None))(u, v)
+    u, v = (x.reshape(x.shape[0], -1) for x in (u, v))
+    if cost is cosine:
+        return 1 - _product(_direction(u), _direction(v))
+    anchor = jax.lax.stop_gradient(jnp.where(jnp.isfinite(v), v, 0).mean(0, keepdims=True))
+    x, y = u - anchor, v - anchor
+    squares = (x * x).sum(1)[:, None] + (y * y).sum(1)[None] - 2 * _product(x, y)
+    squares = jnp.where(squares < 0, 0, squares)
+    return squares if cost is squared_euclidean else _safe_sqrt(squares)
 
 
 def all_finite(x: Float[Array, "n ..."], real: Array) -> Array:
@@ -67,3 +79,13 @@ def check(u: Any, v: Any, a: Any, b: Any) -> None:
 def _safe_sqrt(x: Array) -> Array:
     """The square root, with gradient zero instead of infinite at zero."""
     return jnp.where(x == 0, 0, jnp.sqrt(jnp.where(x == 0, 1, x)))
+
+
+def _direction(x: Array) -> Array:
+    """Rows of unit norm; zeros stay zeros."""
+    norm = _safe_sqrt((x * x).sum(1, keepdims=True))
+    return x / jnp.where(norm > 0, norm, 1)
+
+
+def _product(x: Array, y: Array) -> Array:
+    return jnp.matmul(x, y.T, precision="highest")

@@ -1,24 +1,25 @@
 """Entropic optimal transport within one treatment, solved by ott-jax."""
 
-import contextlib
 import dataclasses
 import functools
+import sys
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from ott.geometry.geometry import Geometry
-from ott.problems.linear.linear_problem import LinearProblem
-from ott.solvers.linear.implicit_differentiation import ImplicitDiff
-from ott.solvers.linear.sinkhorn import Sinkhorn
 
 from psa_jax.coupling import Coupling, Info, masked
 from psa_jax.match.cost import check, euclidean, pairwise
-from psa_jax.types import Array, Cost, Float, float_dtype, pytree
+from psa_jax.match.geometry import Transport, log_density
+from psa_jax.match.solve import Settings, potentials
+from psa_jax.types import Array, Cost, Float, float_dtype, map_rows, pytree
 
 ROUNDING_ERRORS = 1e5
+MEMORY = 2**31
+STORED_COPIES = 3
+TILE_BYTES = {"cpu": 2**20}
 MAX_NUMBER = float(np.finfo(np.float64).max)
 
 
@@ -59,7 +60,8 @@ class Gibbs:
     def __call__(self, left: tuple[Array, Array], right: tuple[Array, Array], eps: Array) -> Array:
         """Log masses `[k, m]` from `(u [k, d], f [k])`, `(v [m, d], g [m])` and eps."""
         (u, f), (v, g) = left, right
-        return (f[:, None] + g[None] - pairwise(self.cost, u, v)) / eps
+        real = jnp.ones_like(f, bool), jnp.ones_like(g, bool)
+        return log_density(pairwise(self.cost, u, v), (f, real[0]), (g, real[1]), eps)
 
 
 def sinkhorn(
@@ -74,6 +76,9 @@ def sinkhorn(
     cost: Cost = euclidean,
     tol: float = 1e-3,
     max_iters: int = 2000,
+    memory: int = MEMORY,
+    newton: int = 0,
+    absorb: bool = True,
 ) -> Coupling:
     r"""Matches one treatment by entropic optimal transport.
 
@@ -122,170 +127,86 @@ def sinkhorn(
         _check_range(name, tau, "a number in (0, 1]", low=0.0, high=1.0)
     if isinstance(max_iters, Tracer) or max_iters < 1:
         raise ValueError(f"max_iters: expected at least 1, known at trace time (it is static), got {max_iters}")
-    return _sinkhorn(u, v, a, b, eps, tol, float(tau_a), float(tau_b), cost, max_iters)
+    if newton < 0 or memory < 1:
+        raise ValueError(f"newton, memory: expected at least 0 and at least 1, got {newton} and {memory}")
+    if not absorb and newton:
+        raise ValueError("newton: expected 0 with absorb=False, which is ott-jax as it is")
+    settings = Settings(float(tau_a), float(tau_b), max_iters, absorb, newton)
+    return _sinkhorn(u, v, a, b, eps, tol, settings, cost, memory if absorb else sys.maxsize)
 
 
-@functools.partial(jax.jit, static_argnames=("tau_a", "tau_b", "cost", "max_iters"))
+@functools.partial(jax.jit, static_argnames=("settings", "cost", "memory"))
 def _sinkhorn(
-    u: Array,
-    v: Array,
-    a: Array,
-    b: Array,
-    eps: Any,
-    tol: Any,
-    tau_a: float,
-    tau_b: float,
-    cost: Cost,
-    max_iters: int,
+    u: Array, v: Array, a: Array, b: Array, eps: Any, tol: Any, settings: Settings, cost: Cost, memory: int
 ) -> Coupling:
-    dtype = float_dtype(u, v)
+    dtype = jnp.float64 if jax.config.jax_enable_x64 else float_dtype(u, v)  # type: ignore[attr-defined]
     u, v, a, b = (x.astype(dtype) for x in (u, v, a, b))
-    costs = jnp.where((a > 0)[:, None] & (b > 0)[None], pairwise(cost, u, v), 0)
-    eps = _spread(costs, a, b) * eps.scale if isinstance(eps, Relative) else eps
-    eps = jnp.asarray(eps, dtype)
-    # ott-jax measures entropy against the counting measure; this makes it the product of the weights.
+    n, m = u.shape[0], v.shape[0]
+    tiled = STORED_COPIES * n * m * a.dtype.itemsize > memory
+    block = tile_rows(m, a.dtype, memory) if tiled else n
+    costs = None if tiled else pairwise(cost, u, v)
+    scale, largest = _spread(u, v, costs, a, b, cost, block)
+    eps = jnp.asarray(scale * eps.scale if isinstance(eps, Relative) else eps, dtype)
+    scores = (u, v) if tiled else (None, None)
+    problem = Transport(*scores, costs, a, b, eps, cost, block)
+    f, g, report = potentials(settings, problem, jax.lax.stop_gradient(scale), jnp.asarray(tol, dtype))
+    largest = jnp.maximum(largest, jnp.maximum(jnp.abs(f).max(), jnp.abs(g).max()))
+    details = {
+        "eps": eps,
+        "residual": report.residual,
+        "mass": report.mass,
+        "row_error": report.row_error,
+        "col_error": report.col_error,
+        "rounding": float(jnp.finfo(dtype).eps) * largest / eps,
+        "rounds": report.rounds,
+        "newton_steps": report.newton_steps,
+        "absorbed": jnp.asarray(settings.absorb),
+        "tiled": jnp.asarray(tiled),
+    }
+    error = jnp.maximum(report.row_error, report.col_error)
+    info = Info((report.residual <= tol) & (eps > 0), report.num_iters, error, details)
     log_a, log_b = (jnp.where(w > 0, jnp.log(jnp.where(w > 0, w, 1)), 0) for w in (a, b))
-    shifted = costs - eps * (log_a[:, None] + log_b[None])
-    f, g, residual, num_iters = _solve(shifted, a, b, eps, tau_a, tau_b, tol, max_iters)
-    f, g = f + eps * log_a, g + eps * log_b
-    error, mass = _marginal_error(costs, f, g, a, b, eps)
-    residual = jnp.maximum(residual, error) if tau_a == tau_b == 1 else residual
-    details = {"eps": eps, "residual": residual, "mass": mass}
-    info = Info((residual <= tol) & (eps > 0), num_iters, error, details)
+    left, right = (u, f + eps * log_a), (v, g + eps * log_b)
     return masked(
-        Coupling(left=(u, f), right=(v, g), kernel=Gibbs(cost), args=eps, info=jax.lax.stop_gradient(info)),
-        a,
-        b,
+        Coupling(left=left, right=right, kernel=Gibbs(cost), args=eps, info=jax.lax.stop_gradient(info)), a, b
     )
 
 
-@jax.tree_util.register_pytree_node_class
-class _Loop(Sinkhorn):
-    """ott-jax's loop under the promotion rules it expects, also when the loop is traced again for its gradient."""
-
-    def one_iteration(self, ot_prob: Any, state: Any, iteration: Any, compute_error: Any) -> Any:
-        """One update of both potentials."""
-        with _default_promotion():
-            return super().one_iteration(ot_prob, state, iteration, compute_error)
-
-    def output_from_state(self, ot_prob: Any, state: Any) -> Any:
-        """The potentials, recentred."""
-        with _default_promotion():
-            return super().output_from_state(ot_prob, state)
+def tile_rows(m: int, dtype: Any, memory: int) -> int:
+    """Rows of a tile of `m` columns: as many as stay in a CPU's cache, or keep an accelerator busy."""
+    room = min(memory // STORED_COPIES, TILE_BYTES.get(jax.default_backend(), 2**27))
+    return max(1, room // (m * jnp.dtype(dtype).itemsize))
 
 
-class _Implicit(ImplicitDiff):
-    """ott-jax's implicit differentiation with a linear solve that leaves samples of negligible weight alone.
+def _spread(
+    u: Array, v: Array, costs: Array | None, a: Array, b: Array, cost: Cost, block: int
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """The standard deviation of the costs under the product of the weights, or what rounding of the costs allows.
 
-    Solves the Hessian of the dual, `[[D_a, P], [P^T, D_b]] / eps`, for the gradient: the Schur complement of `D_b`,
-    scaled to unit diagonal, by conjugate gradients. Balanced problems have the constant shift as a null space, to
-    which every gradient of a plan is orthogonal.
+    Forbidden pairs do not count. Also the largest cost.
     """
 
-    def gradient(self, prob: Any, f: Array, g: Array, lse_mode: bool, gr: Any) -> Any:
-        """The cotangents of the problem, under the promotion rules that ott-jax expects."""
-        with _default_promotion():
-            return super().gradient(prob, f, g, lse_mode, gr)
+    def total(of: Any) -> Array:
+        """Sums over pairs with their weights, tile by tile."""
 
-    def solve(self, gr: Any, ot_prob: Any, f: Array, g: Array, lse_mode: bool) -> Array:
-        """Minus the inverse Hessian applied to `gr`."""
-        eps, costs = ot_prob.epsilon, ot_prob.geom.cost_matrix
-        plan = jnp.exp((f[:, None] + g[None] - costs) / eps)
-        diagonals = []
-        for weights, potential, tau, axis in (
-            (ot_prob.a, f, ot_prob.tau_a, 1),
-            (ot_prob.b, g, ot_prob.tau_b, 0),
-        ):
-            rho = jnp.inf if tau == 1 else eps * tau / (1 - tau)
-            diagonals.append(plan.sum(axis) + (0 if tau == 1 else eps / rho * weights * jnp.exp(-potential / rho)))
-        real_a, real_b = _real(ot_prob.a), _real(ot_prob.b)
-        half_a, half_b = (
-            jnp.where(real, jax.lax.rsqrt(jnp.where(real, diagonal, 1)), 0)
-            for real, diagonal in zip((real_a, real_b), diagonals, strict=True)
-        )
-        scaled = half_a[:, None] * plan * half_b[None]
-        right_a, right_b = half_a * gr[0], half_b * gr[1]
+        def rows(chunk: Any) -> Array:
+            own, weight = chunk
+            costs = own if u is None else pairwise(cost, own, v)
+            weights = jnp.where(costs < jnp.inf, weight[:, None] * b[None], 0)
+            return of(jnp.where(weights > 0, costs, 0), weights)
 
-        def schur(x: Array) -> Array:
-            return x - _matvec(scaled, _matvec(scaled.T, x))
+        return map_rows(rows, (costs if u is None else u, a), block)
 
-        target = right_a - _matvec(scaled, right_b)
-        if ot_prob.is_balanced:
-            null = jnp.where(real_a, jnp.sqrt(jnp.where(real_a, diagonals[0], 1)), 0)
-            null = null / jnp.linalg.norm(null)
-            target = target - null * jnp.vdot(null, target)
-        tol = 10 * float(jnp.finfo(target.dtype).eps)
-        x, _ = jax.scipy.sparse.linalg.cg(schur, target, tol=tol, maxiter=1000)
-        y = right_b - _matvec(scaled.T, x)
-        return -eps * jnp.concatenate([half_a * x, half_b * y])
-
-
-def _solve(
-    costs: Array, a: Array, b: Array, eps: Array, tau_a: float, tau_b: float, tol: Any, max_iters: int
-) -> tuple[Array, Array, Array, Array]:
-    """ott-jax's Sinkhorn; padding gets a weight too small to matter and large enough to keep every number finite."""
-    inner = min(10, max_iters)
-    threshold: Any = jnp.asarray(tol, costs.dtype)
-    epsilon: Any = eps
-    loop = _Loop(
-        threshold=threshold,
-        max_iterations=max_iters,
-        inner_iterations=inner,
-        implicit_diff=_Implicit(precondition_fun=_identity, symmetric=True),
-    )
-    weights = (jnp.where(w > 0, w, _negligible(w.dtype)) for w in (a, b))
-    with _default_promotion():
-        problem = LinearProblem(Geometry(cost_matrix=costs, epsilon=epsilon), *weights, tau_a=tau_a, tau_b=tau_b)
-        out = loop(problem)
-        assert out.errors is not None
-        steps = jnp.sum(out.errors != -1)
-        residual = out.errors[jnp.maximum(steps - 1, 0)]
-        return out.f, out.g, residual, jnp.minimum(steps * inner, max_iters).astype(jnp.int32)
-
-
-def _marginal_error(
-    costs: Array, f: Array, g: Array, a: Array, b: Array, eps: Array
-) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """The larger L1 distance of the plan's marginals from the weights, and the plan's total mass."""
-    log_plan = (f[:, None] + g[None] - costs) / eps
-    plan = jnp.where((a > 0)[:, None] & (b > 0)[None], jnp.exp(log_plan), 0)
-    errors = jnp.abs(plan.sum(1) - a).sum(), jnp.abs(plan.sum(0) - b).sum()
-    return jnp.maximum(*errors), plan.sum()
-
-
-def _spread(costs: Array, a: Array, b: Array) -> Float[Array, ""]:
-    """The standard deviation of the costs under the product of the weights, or what rounding of the costs allows."""
-    weights = a[:, None] * b[None]
-    weights = weights / weights.sum()
-    mean = jnp.sum(weights * costs)
-    variance = jnp.sum(weights * (costs - mean[None, None]) ** 2)
+    u = u if costs is None else None  # type: ignore[assignment]
+    sums = total(lambda c, w: jnp.stack([(w * c).sum(1), w.sum(1)], 1)).sum(0)
+    largest = total(lambda c, w: jnp.abs(c).max(1)).max()
+    weight = jnp.where(sums[1] > 0, sums[1], 1)
+    mean = sums[0] / weight
+    variance = total(lambda c, w: (w * (c - mean) ** 2).sum(1)).sum() / weight
     deviation = jnp.where(variance > 0, jnp.sqrt(jnp.where(variance > 0, variance, 1)), 0)
-    floor = ROUNDING_ERRORS * jnp.finfo(costs.dtype).eps * jnp.sum(weights * jnp.abs(costs))
-    spread = jnp.maximum(deviation, floor)
-    return jnp.where(spread == 0, 1, spread)
-
-
-def _negligible(dtype: Any) -> float:
-    return float(jnp.finfo(dtype).tiny) ** 0.75
-
-
-def _real(weights: Array) -> Array:
-    return weights > 2 * _negligible(weights.dtype)
-
-
-def _matvec(matrix: Array, x: Array) -> Array:
-    return jnp.matmul(matrix, x, precision="highest")
-
-
-def _identity(x: Array) -> Array:
-    return x
-
-
-@contextlib.contextmanager
-def _default_promotion() -> Any:
-    """ott-jax relies on JAX's default promotion rules; callers may run under stricter ones."""
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        yield
+    floor = ROUNDING_ERRORS * jnp.finfo(a.dtype).eps * jnp.abs(mean)
+    spread = jnp.maximum(deviation, floor.astype(a.dtype))
+    return jnp.where(spread == 0, 1, spread), jax.lax.stop_gradient(largest)
 
 
 def _check_range(name: str, value: Any, expected: str, *, low: float, high: float = MAX_NUMBER) -> None:

@@ -1,0 +1,211 @@
+"""One treatment's transport problem as ott-jax's loop sees it: stored or tiled costs, and kernels that absorb potentials.
+
+Everything is relative to the product of the weights: a plan is `P_ij = a_i b_j E_ij` with the density
+`E_ij = exp((f_i + g_j - C_ij) / eps)`. Padding has weight zero and density zero.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ott.geometry.geometry import Geometry
+
+from psa_jax.match.cost import pairwise
+from psa_jax.types import Array, Cost, Float, PyTree, map_rows, pytree, size, static
+
+
+@pytree
+class Absorbed:
+    """The density at reference potentials, `E_ij = exp((f0_i + g0_j - C_ij) / eps)`: matrix-vector products only.
+
+    Attributes:
+        matrix: `[n, m]`, or None: tiles of it are then made when needed.
+        tile: makes one from what `rows` has of its rows; None for a matrix.
+        rows: leaves `[n, ...]`.
+        block: static; rows of a tile.
+    """
+
+    matrix: Array | None
+    tile: Callable[[PyTree], Array] | None
+    rows: PyTree
+    block: int = static()
+
+    def sweep(
+        self, x: Float[Array, " m"], fn: Callable[[Array, PyTree], tuple[Array, PyTree]], rows: PyTree
+    ) -> tuple[PyTree, Float[Array, " m"]]:
+        """There and back in one pass: `y, out = fn(E x, rows)` row by row, then `(out, E^T y)`.
+
+        Args:
+            x: `[m]`.
+            fn: `(r [k], rows [k, ...]) -> (y [k], out [k, ...])`, elementwise.
+            rows: pytree with leaves `[n, ...]`.
+        """
+        if self.matrix is not None:
+            y, out = fn(_matvec(self.matrix, x), rows)
+            return out, _vecmat(y, self.matrix)
+
+        def one(back: Array, block: PyTree) -> tuple[Array, PyTree]:
+            own, rest = block
+            matrix = self.tile(own)
+            y, out = fn(_matvec(matrix, x), rest)
+            return back + _vecmat(y, matrix), out
+
+        n = size(self.rows)
+        back, out = jax.lax.scan(one, jnp.zeros_like(x), _blocks((self.rows, rows), self.block))
+        return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:n], out), back
+
+
+@jax.tree_util.register_pytree_node_class
+class Transport(Geometry):
+    """The geometry of one treatment, for ott-jax: costs are stored, or made in tiles from the scores when needed.
+
+    Args:
+        u: scores `[n, d]`; not needed if costs are stored.
+        v: scores `[m, d]`.
+        costs: `[n, m]`, or None for tiles. An infinite cost forbids its pair.
+        a: weights `[n]`, zero for padding.
+        b: weights `[m]`.
+        epsilon: the strength of the regularisation.
+        cost: of one pair, for tiles.
+        block: rows of a tile.
+    """
+
+    def __init__(
+        self,
+        u: Array | None,
+        v: Array | None,
+        costs: Array | None,
+        a: Array,
+        b: Array,
+        epsilon: Any,
+        cost: Cost,
+        block: int,
+    ) -> None:
+        super().__init__(cost_matrix=costs, epsilon=epsilon)
+        self.u, self.v, self.a, self.b = u, v, a, b
+        self.cost, self.block = cost, block
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """`(n, m)`."""
+        return self.a.shape[0], self.b.shape[0]
+
+    @property
+    def dtype(self) -> Any:
+        """That of the weights."""
+        return self.a.dtype
+
+    def marginal_from_potentials(self, f: Array, g: Array, axis: int = 0) -> Array:
+        """The plan's column (0) or row (1) marginal; differentiable, tile by tile if costs are not stored."""
+        eps = self.epsilon
+        rows, columns = (self.u, f, self.a > 0), (self.v, g, self.b > 0)
+        if self._cost_matrix is not None:
+            density = _exp(log_density(self._cost_matrix, rows[1:], columns[1:], eps))
+            return self.a * _matvec(density, self.b) if axis == 1 else self.b * _vecmat(self.a, density)
+
+        def row_sums(chunk: PyTree) -> Array:
+            return _matvec(_exp(self._tile(chunk, columns, eps)), self.b)
+
+        def column_sums(chunk: PyTree) -> Array:
+            return _vecmat(self.a, _exp(self._tile(rows, chunk, eps)))
+
+        if axis == 1:
+            return self.a * map_rows(row_sums, rows, self.block)
+        return self.b * map_rows(column_sums, columns, self.block)
+
+    def absorb(self, f: Array, g: Array, eps: Array) -> Absorbed:
+        """The density at the given potentials, stored if the costs are."""
+        rows, columns = (self.u, f, self.a > 0), (self.v, g, self.b > 0)
+        if self._cost_matrix is not None:
+            matrix = jnp.exp(log_density(self._cost_matrix, rows[1:], columns[1:], eps))
+            return Absorbed(matrix, None, rows, self.block)
+        return Absorbed(None, jax.tree_util.Partial(_density, self, columns, eps), rows, self.block)
+
+    def log_sweep(self, f: Array, g: Array, eps: Array) -> tuple[Array, Array]:
+        """Both potentials updated in the log domain, which is safe whatever they were."""
+        columns, log_b = (self.v, g, self.b > 0), _log(self.b)
+
+        def update(carry: tuple[Array, Array], rows: PyTree, costs: Array | None) -> tuple[tuple[Array, Array], Array]:
+            u, real, log_a = rows
+            zeros = jnp.zeros_like(log_a)
+            if costs is None:
+                z = self._tile((u, zeros, real), columns, eps)
+            else:
+                z = log_density(costs, (zeros, real), columns[1:], eps)
+            f = -eps * _finite(jax.nn.logsumexp(z + log_b[None], axis=1))
+            z = z + (f / eps + log_a)[:, None]
+            top, total = carry
+            higher = jnp.maximum(top, z.max(0))
+            safe = _finite(higher)
+            return (higher, total * jnp.exp(top - safe) + jnp.exp(z - safe[None]).sum(0)), f
+
+        start = jnp.full_like(g, -jnp.inf), jnp.zeros_like(g)
+        rows = self.u, self.a > 0, _log(self.a)
+        if self._cost_matrix is not None:
+            (top, total), f = update(start, rows, self._cost_matrix)
+        else:
+            (top, total), f = jax.lax.scan(lambda c, r: update(c, r, None), start, _blocks(rows, self.block))
+            f = f.reshape(-1)[: self.a.shape[0]]
+        change = _finite(top) + jnp.log(jnp.where(total > 0, total, 1))
+        return jnp.where(self.a > 0, f, 0), jnp.where(self.b > 0, g - eps * change, 0)
+
+    def _tile(self, rows: PyTree, columns: PyTree, eps: Array) -> Array:
+        (u, *rest), (v, *others) = rows, columns
+        return log_density(pairwise(self.cost, u, v), rest, others, eps)
+
+    def tree_flatten(self) -> tuple[tuple, tuple]:
+        """Arrays, and what is static."""
+        return (self.u, self.v, self._cost_matrix, self.a, self.b, self._epsilon_init), (self.cost, self.block)
+
+    @classmethod
+    def tree_unflatten(cls, aux: tuple, children: tuple) -> "Transport":
+        """The geometry of such arrays."""
+        return cls(*children, *aux)
+
+
+def log_density(costs: Array, rows: Any, columns: Any, eps: Array) -> Array:
+    """`(f_i + g_j - C_ij) / eps` for rows `(f, real)` and columns `(g, real)`, `-inf` for padding and infinite costs.
+
+    Differentiable; gradients are zero where it is `-inf`.
+    """
+    (f, real_a), (g, real_b) = rows, columns
+    real = real_a[:, None] & real_b[None] & (costs != jnp.inf)
+    return jnp.where(real, (f[:, None] + g[None] - jnp.where(real, costs, 0)) / eps, -jnp.inf)
+
+
+def _density(geometry: Transport, columns: PyTree, eps: Array, rows: PyTree) -> Array:
+    return jnp.exp(geometry._tile(rows, columns, eps))
+
+
+def _blocks(tree: PyTree, block: int) -> PyTree:
+    """The leading axis cut into blocks, the last filled up with zeros, which have no weight."""
+
+    def cut(leaf: Array) -> Array:
+        fill = -leaf.shape[0] % block
+        leaf = jnp.concatenate([leaf, jnp.zeros((fill, *leaf.shape[1:]), leaf.dtype)])
+        return leaf.reshape(-1, block, *leaf.shape[1:])
+
+    return jax.tree.map(cut, tree)
+
+
+def _exp(z: Array) -> Array:
+    """The exponential with zero gradient where it is zero for good."""
+    real = z != -jnp.inf
+    return jnp.where(real, jnp.exp(jnp.where(real, z, 0)), 0)
+
+
+def _log(weights: Array) -> Array:
+    return jnp.where(weights > 0, jnp.log(jnp.where(weights > 0, weights, 1)), -jnp.inf)
+
+
+def _finite(x: Array) -> Array:
+    return jnp.where(x == -jnp.inf, 0, x)
+
+
+def _matvec(matrix: Array, x: Array) -> Array:
+    return jnp.matmul(matrix, x, precision="highest")
+
+
+def _vecmat(x: Array, matrix: Array) -> Array:
+    return jnp.matmul(x, matrix, precision="highest")

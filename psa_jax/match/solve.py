@@ -1,0 +1,387 @@
+"""Solving one treatment's transport problem: ott-jax's Sinkhorn loop on absorbed kernels, and its implicit gradient."""
+
+import contextlib
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from ott.geometry.geometry import Geometry
+from ott.problems.linear.linear_problem import LinearProblem
+from ott.solvers.linear.acceleration import Momentum
+from ott.solvers.linear.implicit_differentiation import ImplicitDiff
+from ott.solvers.linear.sinkhorn import Sinkhorn
+
+from psa_jax.match.geometry import Absorbed, Transport
+from psa_jax.types import Array, Float, pytree
+
+COARSEST = 1 / 8
+LEVEL_STEPS = 8
+MAX_LEVELS = 20.0
+OVER_RELAXATION = 1.6
+CHECK_EVERY = 5
+ROUND = 400
+MAX_DRIFT = 40.0
+PROGRESS = 0.99
+SAFETY = 0.9
+
+
+class Settings(NamedTuple):
+    """What is static about a solve."""
+
+    tau_a: float
+    tau_b: float
+    max_iters: int
+    absorb: bool
+    newton: int
+
+
+@pytree
+class Report:
+    """How a solve went: the residual of the optimality conditions, both marginal errors (L1), and what was run."""
+
+    residual: Float[Array, ""]
+    row_error: Float[Array, ""]
+    col_error: Float[Array, ""]
+    mass: Float[Array, ""]
+    num_iters: Array
+    rounds: Array
+    newton_steps: Array
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def potentials(settings: Settings, problem: Transport, spread: Array, tol: Array) -> tuple[Array, Array, Report]:
+    """The potentials of one treatment, relative to the product of the weights; gradients are implicit (reverse mode).
+
+    With `settings.absorb` the loop is that of ott-jax on kernels that have absorbed reference potentials. These come
+    from a short anneal of eps; they are absorbed anew after every round that did not reach the tolerance, from one
+    sweep in the log domain, and the over-relaxation is halved when a round makes no progress. Without it the loop
+    is ott-jax's as it is, in the log domain on the stored costs.
+    """
+    if not settings.absorb:
+        f, g, num_iters = _plain(settings, problem, tol)
+        zero = jnp.zeros((), jnp.int32)
+        return f, g, _verify(settings, problem, f, g, num_iters, zero, zero)
+    f, g, report = _rounds(settings, problem, spread, tol)
+    return _newton(settings, problem, f, g, report, tol) if settings.newton else (f, g, report)
+
+
+def _taped(settings: Settings, problem: Transport, spread: Array, tol: Array) -> Any:
+    f, g, report = potentials(settings, problem, spread, tol)
+    return (f, g, report), (problem, f, g)
+
+
+def _backward(settings: Settings, kept: Any, cotangents: Any) -> tuple[Transport, None, None]:
+    problem, f, g = kept
+    with _default_promotion():
+        linear = LinearProblem(problem, problem.a, problem.b, tau_a=settings.tau_a, tau_b=settings.tau_b)
+        (pulled,) = _Implicit(precondition_fun=_identity, symmetric=True).gradient(linear, f, g, True, cotangents[:2])
+        u, v, costs, a, b, eps = pulled.geom.tree_flatten()[0]
+        _, aux = problem.tree_flatten()
+        return Transport(u, v, costs, a + pulled.a, b + pulled.b, eps, *aux), None, None
+
+
+potentials.defvjp(_taped, _backward)
+
+
+class _Implicit(ImplicitDiff):
+    """ott-jax's implicit differentiation, with our linear solve, which leaves padding alone."""
+
+    def solve(self, gr: Any, ot_prob: Any, f: Array, g: Array, lse_mode: bool) -> Array:
+        """Minus the inverse Hessian of the dual applied to `gr`."""
+        problem, eps = ot_prob.geom, ot_prob.epsilon
+        kernel = problem.absorb(f, g, eps)
+        x, y = _solve_hessian(kernel, problem, (ot_prob.tau_a, ot_prob.tau_b), f, g, *gr)
+        return -eps * jnp.concatenate([x, y])
+
+
+def _solve_hessian(
+    kernel: Absorbed, problem: Transport, taus: tuple[float, float], f: Array, g: Array, left: Array, right: Array
+) -> tuple[Array, Array]:
+    """Solves `[[D_a, P], [P^T, D_b]] (x, y) = (left, right)`, eps times the Hessian of the dual.
+
+    The Schur complement of `D_a`, scaled to unit diagonal, by conjugate gradients: one sweep each. Balanced problems
+    have the shift of a constant as null space, to which the gradients of every plan are orthogonal.
+    """
+    a, b, eps = problem.a, problem.b, problem.epsilon
+    rows, cols = _marginals(kernel, a, b)
+    diagonals = []
+    for weights, marginal, potential, tau in ((a, rows, f, taus[0]), (b, cols, g, taus[1])):
+        pull = 0 if tau == 1 else (1 - tau) / tau * weights * _target(potential, eps, tau)
+        diagonals.append(jnp.where(weights > 0, marginal + pull, 0))
+    inverse_a = jnp.where(diagonals[0] > 0, 1 / jnp.where(diagonals[0] > 0, diagonals[0], 1), 0)
+    half_b = jnp.where(diagonals[1] > 0, jax.lax.rsqrt(jnp.where(diagonals[1] > 0, diagonals[1], 1)), 0)
+
+    def through(x: Array, shift: Array) -> tuple[Array, Array]:
+        """`z = D_a^-1 (shift - P x)` and `P^T z`."""
+
+        def fn(r: Array, own: tuple[Array, Array, Array]) -> tuple[Array, Array]:
+            weight, inverse, moved = own
+            z = inverse * (moved - weight * r)
+            return weight * z, z
+
+        z, back = kernel.sweep(b * x, fn, (a, inverse_a, shift))
+        return z, b * back
+
+    def schur(x: Array) -> Array:
+        return x + half_b * through(half_b * x, jnp.zeros_like(a))[1]
+
+    target = half_b * (right - through(jnp.zeros_like(b), left)[1])
+    if taus == (1.0, 1.0):
+        null = jnp.where(half_b > 0, 1 / jnp.where(half_b > 0, half_b, 1), 0)
+        null = null / jnp.linalg.norm(null)
+        target = target - null * jnp.vdot(null, target)
+    tol = 10 * float(jnp.finfo(target.dtype).eps)
+    y = half_b * jax.scipy.sparse.linalg.cg(schur, target, tol=tol, maxiter=1000)[0]
+    return through(y, left)[0], y
+
+
+@jax.tree_util.register_pytree_node_class
+class _Iterated(Geometry):
+    """A problem at absorbed potentials, as ott-jax's loop carries it."""
+
+    def __init__(
+        self, kernel: Absorbed, f0: Array, g0: Array, a: Array, b: Array, epsilon: Any, weight: Array, left: Array
+    ) -> None:
+        super().__init__(epsilon=epsilon)
+        self.parts = kernel, f0, g0, a, b, epsilon, weight, left
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """`(n, m)`."""
+        return self.parts[3].shape[0], self.parts[4].shape[0]
+
+    @property
+    def dtype(self) -> Any:
+        """That of the weights."""
+        return self.parts[3].dtype
+
+    def step(self, f: Array, g: Array, taus: tuple[Any, Any], momentum: Momentum) -> tuple[Array, Array, Array]:
+        """One over-relaxed update of both potentials in one sweep, and the residual on the way."""
+        kernel, f0, g0, a, b, eps, weight, _ = self.parts
+
+        def update(r: Array, own: Any, tau: Any) -> tuple[Array, Array, Array]:
+            old, reference, mass = own
+            error = mass * jnp.abs(_scaling(old - reference, eps) * r - _target(old, eps, tau))
+            new = jnp.where(mass > 0, tau * (reference - eps * jnp.log(_positive(r))), 0)
+            return jnp.where(mass > 0, momentum(weight, old, new), 0), error, reference
+
+        def row(r: Array, own: Any) -> tuple[Array, Any]:
+            new, error, reference = update(r, own, taus[0])
+            return own[2] * _scaling(new - reference, eps), (new, error)
+
+        (f, row_error), back = kernel.sweep(b * _scaling(g - g0, eps), row, (f, f0, a))
+        g, col_error, _ = update(back, (g, g0, b), taus[1])
+        return f, g, jnp.maximum(row_error.sum(), col_error.sum())
+
+    def marginal_from_potentials(self, f: Array, g: Array, axis: int = 0) -> Array:
+        """The plan's column (0) or row (1) marginal."""
+        kernel, f0, g0, a, b, eps, *_ = self.parts
+        x, y = a * _scaling(f - f0, eps), b * _scaling(g - g0, eps)
+        rows, back = kernel.sweep(y, lambda r, x: (x, x * r), x)
+        return y * back if axis == 0 else rows
+
+    def tree_flatten(self) -> tuple[tuple, None]:
+        """All parts."""
+        return self.parts, None
+
+    @classmethod
+    def tree_unflatten(cls, aux: None, children: tuple) -> "_Iterated":
+        """The geometry of such parts."""
+        return cls(*children)
+
+
+@jax.tree_util.register_pytree_node_class
+class _Loop(Sinkhorn):
+    """ott-jax's loop with one sweep an iteration; it also stops when it drifts or makes no progress."""
+
+    def one_iteration(self, ot_prob: Any, state: Any, iteration: Any, compute_error: Any) -> Any:
+        """One update of both potentials; an infinite error stops the loop."""
+        geometry = ot_prob.geom
+        _, f0, g0, *_, eps, _, left = geometry.parts
+        f, g, error = geometry.step(state.fu, state.gv, (ot_prob.tau_a, ot_prob.tau_b), self.momentum)
+        drift = jnp.maximum(jnp.abs(f - f0).max(), jnp.abs(g - g0).max()) / eps
+        stop = (drift > MAX_DRIFT) | (iteration + 1 >= left)
+        error = jnp.where(compute_error & ~(stop & (error > self.threshold)), error, jnp.inf)
+        errors = state.errors.at[iteration // self.inner_iterations, 0].set(error)
+        go_on = iteration < left
+        f, g = jnp.where(go_on, f, state.fu), jnp.where(go_on, g, state.gv)
+        return state.set(potentials=(f, g), errors=errors)
+
+    def _diverged(self, state: Any, iteration: Any) -> Any:
+        now = iteration // self.inner_iterations - 1
+        error, before = state.errors[now, 0], state.errors[jnp.maximum(now - 3, 0), 0]
+        return (iteration > 0) & (~jnp.isfinite(error) | ((now >= 3) & (error > before)))
+
+
+def _anneal(settings: Settings, problem: Transport, spread: Array) -> tuple[Array, Array]:
+    """Potentials from a few steps at each of a falling sequence of eps, halved from an eighth of the costs' spread.
+
+    The first sweep is in the log domain; a level starts from potentials that fit twice its eps, whose density, squared,
+    is in range.
+    """
+    a, b, eps = problem.a, problem.b, problem.epsilon
+    momentum = Momentum()
+
+    def level(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        f, g, ratio = state
+        strength = ratio * eps
+        taus = tuple(1.0 if tau == 1 else tau / (tau + ratio * (1 - tau)) for tau in (settings.tau_a, settings.tau_b))
+        kernel = problem.absorb(f, g, strength)
+
+        def step(k: Array, potentials: tuple[Array, Array]) -> tuple[Array, Array]:
+            weight = jnp.where(k > 0, OVER_RELAXATION, 1.0).astype(eps.dtype)
+            at = _Iterated(kernel, f, g, a, b, strength, weight, jnp.asarray(1))
+            return at.step(*potentials, taus, momentum)[:2]
+
+        f, g = jax.lax.fori_loop(0, LEVEL_STEPS, step, (f, g))
+        return f, g, ratio / 2
+
+    levels = jnp.ceil(jnp.log2(jnp.maximum(COARSEST * spread / eps, 1)))
+    top = 2.0 ** jnp.minimum(levels, MAX_LEVELS)
+    f, g = problem.log_sweep(jnp.zeros_like(a), jnp.zeros_like(b), top * eps)
+    return jax.lax.while_loop(lambda state: state[2] > 1.5, level, (f, g, top / 1))[:2]
+
+
+def _rounds(settings: Settings, problem: Transport, spread: Array, tol: Array) -> tuple[Array, Array, Report]:
+    a, b, eps = problem.a, problem.b, problem.epsilon
+    loop = _Loop(
+        threshold=SAFETY * tol,
+        max_iterations=min(ROUND, settings.max_iters),
+        inner_iterations=min(CHECK_EVERY, settings.max_iters),
+        implicit_diff=_Implicit(precondition_fun=_identity, symmetric=True),
+    )
+
+    def go_on(state: Any) -> Array:
+        _, _, report, weight = state
+        stuck = weight < 1
+        return ~(report.residual <= tol) & (report.num_iters < settings.max_iters) & ~stuck
+
+    def one(state: Any) -> Any:
+        f, g, report, weight = state
+        f1, g1 = jax.lax.cond(report.rounds > 0, lambda f, g: problem.log_sweep(f, g, eps), lambda f, g: (f, g), f, g)
+        left = settings.max_iters - report.num_iters
+        geometry = _Iterated(problem.absorb(f1, g1, eps), f1, g1, a, b, eps, weight, left)
+        with _default_promotion():
+            linear = LinearProblem(geometry, a, b, tau_a=settings.tau_a, tau_b=settings.tau_b)
+            out = loop(linear, init=(f1, g1))
+            assert out.errors is not None
+            steps = jnp.minimum(jnp.sum(out.errors != -1) * loop.inner_iterations, left).astype(jnp.int32)
+        finite = jnp.isfinite(out.f).all() & jnp.isfinite(out.g).all()
+        f2, g2 = jnp.where(finite, out.f, f1), jnp.where(finite, out.g, g1)
+        zero = jnp.zeros((), jnp.int32)
+        found = _verify(settings, problem, f2, g2, report.num_iters + steps, report.rounds + 1, zero)
+        better = found.residual < report.residual
+        progress = found.residual < PROGRESS * report.residual
+        f, g = jnp.where(better, f2, f), jnp.where(better, g2, g)
+        kept = jax.tree.map(lambda new, old: jnp.where(better, new, old), found, report)
+        kept = Report(kept.residual, kept.row_error, kept.col_error, kept.mass, found.num_iters, found.rounds, zero)
+        slower = jnp.where(weight > 1.05, 1 + (weight - 1) / 2, 0).astype(weight.dtype)
+        return f, g, kept, jnp.where(progress, weight, slower)
+
+    f, g = _anneal(settings, problem, spread)
+    unknown, zero = jnp.full((), jnp.inf, eps.dtype), jnp.zeros((), jnp.int32)
+    start = Report(unknown, unknown, unknown, unknown, zero, zero, zero)
+    weight = jnp.asarray(OVER_RELAXATION, eps.dtype)
+    return jax.lax.while_loop(go_on, one, (f, g, start, weight))[:3]
+
+
+def _newton(
+    settings: Settings, problem: Transport, f: Array, g: Array, report: Report, tol: Array
+) -> tuple[Array, Array, Report]:
+    """Newton's method on the dual, each step halved until the residual falls."""
+    taus, eps = (settings.tau_a, settings.tau_b), problem.epsilon
+
+    def one(state: Any) -> Any:
+        f, g, report, _ = state
+        kernel = problem.absorb(f, g, eps)
+        rows, cols = _marginals(kernel, problem.a, problem.b)
+        gaps = problem.a * _target(f, eps, taus[0]) - rows, problem.b * _target(g, eps, taus[1]) - cols
+        x, y = _solve_hessian(kernel, problem, taus, f, g, *gaps)
+
+        def attempt(length: Array) -> tuple[Array, Array, Report]:
+            f1, g1 = f + length * eps * x, g + length * eps * y
+            return f1, g1, _verify(settings, problem, f1, g1, report.num_iters, report.rounds, report.newton_steps + 1)
+
+        def shorter(trial: Any) -> Any:
+            length = trial[0] / 2
+            return length, attempt(length)
+
+        def too_long(trial: Any) -> Array:
+            length, (_, _, found) = trial
+            return ~(found.residual < report.residual) & (length > 1 / 32)
+
+        whole = jnp.ones_like(eps)
+        _, (f1, g1, found) = jax.lax.while_loop(too_long, shorter, (whole, attempt(whole)))
+        better = found.residual < report.residual
+        kept = jax.tree.map(lambda new, old: jnp.where(better, new, old), (f1, g1, found), (f, g, report))
+        return *kept, better
+
+    def go_on(state: Any) -> Array:
+        _, _, report, better = state
+        return better & ~(report.residual <= tol) & (report.newton_steps < settings.newton)
+
+    return jax.lax.while_loop(go_on, one, (f, g, report, jnp.asarray(True)))[:3]
+
+
+def _plain(settings: Settings, problem: Transport, tol: Array) -> tuple[Array, Array, Array]:
+    """ott-jax as it is; padding gets a weight too small to matter and large enough to keep every number finite."""
+    a, b, eps, costs = problem.a, problem.b, problem.epsilon, problem.cost_matrix
+    # ott-jax measures entropy against the counting measure; this makes it the product of the weights.
+    log_a, log_b = (jnp.where(w > 0, jnp.log(_positive(w)), 0) for w in (a, b))
+    costs = jnp.where((a > 0)[:, None] & (b > 0)[None], costs, 0)
+    costs = jnp.where(costs < jnp.inf, costs, jnp.finfo(costs.dtype).max / 1e6)
+    inner = min(10, settings.max_iters)
+    loop = Sinkhorn(threshold=SAFETY * tol, max_iterations=settings.max_iters, inner_iterations=inner)
+    weights = (jnp.where(w > 0, w, float(jnp.finfo(w.dtype).tiny) ** 0.75) for w in (a, b))
+    with _default_promotion():
+        geometry = Geometry(cost_matrix=costs - eps * (log_a[:, None] + log_b[None]), epsilon=eps)
+        out = loop(LinearProblem(geometry, *weights, tau_a=settings.tau_a, tau_b=settings.tau_b))
+        assert out.errors is not None
+        steps = jnp.minimum(jnp.sum(out.errors != -1) * inner, settings.max_iters).astype(jnp.int32)
+        return out.f, out.g, steps
+
+
+def _verify(
+    settings: Settings, problem: Transport, f: Array, g: Array, num_iters: Array, rounds: Array, newton_steps: Array
+) -> Report:
+    """The residual and the errors of both marginals at these potentials, from the costs themselves."""
+    a, b, eps = problem.a, problem.b, problem.epsilon
+    rows, cols = _marginals(problem.absorb(f, g, eps), a, b)
+    residual = jnp.maximum(
+        jnp.abs(rows - a * _target(f, eps, settings.tau_a)).sum(),
+        jnp.abs(cols - b * _target(g, eps, settings.tau_b)).sum(),
+    )
+    errors = jnp.abs(rows - a).sum(), jnp.abs(cols - b).sum()
+    return Report(residual, *errors, rows.sum(), num_iters, rounds, newton_steps)
+
+
+def _marginals(kernel: Absorbed, a: Array, b: Array) -> tuple[Array, Array]:
+    rows, back = kernel.sweep(b, lambda r, a: (a, a * r), a)
+    return rows, b * back
+
+
+def _target(potential: Array, eps: Array, tau: Any) -> Array:
+    """What the marginal should be, over the weight: 1, or `exp(-potential / rho)` if it is only drawn there."""
+    if isinstance(tau, float) and tau == 1:
+        return jnp.ones_like(potential)
+    return jnp.exp(-potential * ((1 - tau) / tau) / eps)
+
+
+def _scaling(change: Array, eps: Array) -> Array:
+    return jnp.exp(jnp.clip(change / eps, -80, 80))
+
+
+def _positive(x: Array) -> Array:
+    return jnp.where(x > 0, x, float(jnp.finfo(x.dtype).tiny))
+
+
+def _identity(x: Array) -> Array:
+    return x
+
+
+@contextlib.contextmanager
+def _default_promotion() -> Any:
+    """ott-jax relies on JAX's default promotion rules; callers may run under stricter ones."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
