@@ -9,9 +9,8 @@ from psa_jax.data import codes, members_of
 from psa_jax.types import Array, Int, pytree, static
 
 MAX_WASTE = 1.4
-
-
-MAX_BUCKETS = 8
+MAX_BUCKETS = 12
+MAX_LEVELS = 64
 
 
 @pytree
@@ -68,15 +67,16 @@ def group(
 ) -> Groups:
     """Plans the blocks: every treatment that both modalities have, padded into a few buckets. Host only.
 
-    Sizes are rounded up to eighths of an octave, so that data of similar sizes meets programs compiled before. Then
-    the two buckets whose union pads least are merged again and again, as long as padded pairs stay within `max_waste`
-    times the real ones, and further until there are at most `max_buckets`.
+    Sizes are rounded up to sixteenths of an octave, so that data of similar sizes meets programs compiled before. The
+    first bucket holds every treatment; then the one that saves most padding is added, again and again, until padded
+    pairs are within `max_waste` times the real ones or there are `max_buckets`. Twelve suffice for most data; where
+    the sizes of the two modalities have nothing to do with each other they may not, and `Groups.waste` tells.
 
     Args:
         t_a: `[n]` integer treatment codes of modality a.
         t_b: `[m]` integer treatment codes of modality b.
         num_treatments: codes are in `[0, num_treatments)`.
-        max_waste: how much padding may cost in order to have fewer programs.
+        max_waste: padded pairs over real pairs to stay within, if `max_buckets` allow.
         max_buckets: the most buckets, whatever they waste.
 
     Returns:
@@ -111,7 +111,7 @@ def group(
         )
         return Bucket(jnp.asarray(rows, jnp.int32), jnp.asarray(cols, jnp.int32), jnp.asarray(members, jnp.int32))
 
-    plan = _merge(sizes_a, sizes_b, shared, max_waste, max_buckets)
+    plan = _plan(sizes_a, sizes_b, shared, max_waste, max_buckets)
     return Groups(
         tuple(bucket(members, capacity) for capacity, members in plan),
         jnp.asarray(sizes_a, jnp.int32),
@@ -125,33 +125,56 @@ def _some(values: np.ndarray) -> str:
 
 
 def _capacity(n: int) -> int:
-    """The smallest `ceil(2^(k / 8))` that holds `n`."""
-    k = np.floor(8 * np.log2(n - 1)) + 1 if n > 1 else 0
-    return int(np.ceil(2 ** (k / 8)))
+    """The smallest `ceil(2^(k / 16))` that holds `n`."""
+    k = np.floor(16 * np.log2(n - 1)) + 1 if n > 1 else 0
+    return int(np.ceil(2 ** (k / 16)))
 
 
-def _merge(
+def _plan(
     sizes_a: np.ndarray, sizes_b: np.ndarray, treatments: np.ndarray, max_waste: float, max_buckets: int
 ) -> list[tuple[tuple[int, int], list[int]]]:
-    """Agglomerates treatments into `(capacity, members)`, cheapest union first."""
-    found: dict[tuple[int, int], list[int]] = {}
-    for t in treatments.tolist():
-        found.setdefault((_capacity(int(sizes_a[t])), _capacity(int(sizes_b[t]))), []).append(t)
-    capacities = np.array(sorted(found), float).reshape(-1, 2)
-    members = [found[(int(n), int(m))] for n, m in capacities]
-    counts = np.array([len(group) for group in members], float)
-    real = float((sizes_a[treatments].astype(float) * sizes_b[treatments]).sum())
-    while len(members) > 1:
-        union = np.maximum(capacities[:, None], capacities[None]).prod(-1)
-        area = capacities.prod(-1)
-        extra = counts[:, None] * (union - area[:, None]) + counts[None] * (union - area[None])
-        extra[np.tril_indices(len(members))] = np.inf
-        i, j = np.unravel_index(np.argmin(extra), extra.shape)
-        if len(members) <= max_buckets and (counts * area).sum() + extra[i, j] > max_waste * real:
+    """Covers treatments by few capacities `(capacity, members)`, each time with the one that saves most padding."""
+    needed = np.array([(_capacity(int(sizes_a[t])), _capacity(int(sizes_b[t]))) for t in treatments], float)
+    shapes, which, counts = np.unique(needed, axis=0, return_inverse=True, return_counts=True)
+    candidates = np.array([(n, m) for n in _levels(shapes[:, 0]) for m in _levels(shapes[:, 1])])
+    fits = (candidates[None] >= shapes[:, None]).all(-1)
+    area = np.where(fits, candidates.prod(1)[None], np.inf)
+    real = (sizes_a[treatments].astype(float) * sizes_b[treatments]).sum()
+
+    def padded(chosen: list[int]) -> np.ndarray:
+        return area[:, chosen].min(1)
+
+    def best(chosen: list[int]) -> tuple[int, float]:
+        """The candidate that saves most beside those chosen, and the pairs that are then evaluated."""
+        totals = counts @ np.minimum(padded(chosen)[:, None], area)
+        return int(totals.argmin()), float(totals.min())
+
+    chosen = [len(candidates) - 1]
+    total = float(counts @ padded(chosen))
+    while total > max_waste * real and len(chosen) < max_buckets:
+        added, saved = best(chosen)
+        if saved >= total:
             break
-        capacities[i] = np.maximum(capacities[i], capacities[j])
-        members[i] = members[i] + members[j]
-        counts[i] += counts[j]
-        capacities, counts = np.delete(capacities, j, 0), np.delete(counts, j)
-        del members[j]
-    return [((int(n), int(m)), sorted(group)) for (n, m), group in zip(capacities, members, strict=True)]
+        chosen, total = [*chosen, added], saved
+    place = 1
+    while place < len(chosen) and total > max_waste * real:
+        others = chosen[:place] + chosen[place + 1 :]
+        added, saved = best(others)
+        if saved < total * (1 - 1e-6):
+            chosen, total, place = [*others, added], saved, 1
+        else:
+            place += 1
+    owner = area[:, chosen].argmin(1)[which]
+    groups = [np.flatnonzero(owner == k) for k in range(len(chosen))]
+    return [
+        ((int(n), int(m)), treatments[group].tolist())
+        for group in groups
+        if group.size
+        for n, m in [needed[group].max(0)]
+    ]
+
+
+def _levels(values: np.ndarray) -> np.ndarray:
+    """The distinct values, or as many of them as are worth trying, the largest last."""
+    distinct = np.unique(values)
+    return distinct[np.unique(np.linspace(0, distinct.size - 1, MAX_LEVELS).round().astype(int))]

@@ -57,6 +57,39 @@ def test_capacities_hold_their_size_and_waste_little():
         assert n <= _capacity(n) <= max(n + 1, 1.1 * n)
 
 
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        np.random.default_rng(0).integers(20, 201, 2000),
+        np.round(np.exp(np.random.default_rng(1).normal(5, 1, 500))).astype(int) + 1,
+        (1000 / np.arange(1, 1001) ** 0.8).astype(int) + 1,
+        2 ** np.arange(12),
+        np.full(12, 200),
+    ],
+    ids=["screen", "lognormal", "zipf", "powers", "equal"],
+)
+def test_padding_and_programs_are_bounded(sizes):
+    t = np.repeat(np.arange(sizes.size), sizes)
+    groups = psa.group(t, t, sizes.size)
+    assert groups.waste <= 1.4
+    assert len(groups.buckets) <= 12
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 400), st.integers(1, 400)), min_size=1, max_size=60))
+def test_any_sizes_make_few_programs_and_the_first_choice_is_not_worse_than_one(sizes):
+    sizes_a, sizes_b = np.array(sizes).T
+    t_a, t_b = (np.repeat(np.arange(s.size), s) for s in (sizes_a, sizes_b))
+    groups = psa.group(t_a, t_b, sizes_a.size)
+    assert len(groups.buckets) <= 12
+    single = psa.group(t_a, t_b, sizes_a.size, max_buckets=1)
+    assert groups.waste <= single.waste + 1e-9
+    assert sorted(int(t) for b in groups.buckets for t in b.treatment) == list(range(sizes_a.size))
+    for bucket in groups.buckets:
+        assert sizes_a[bucket.treatment].max() <= bucket.rows.shape[1]
+        assert sizes_b[bucket.treatment].max() <= bucket.cols.shape[1]
+
+
 def test_similar_sizes_meet_the_same_shapes():
     first, second = (psa.group(*2 * [np.repeat(np.arange(4), sizes)], 4) for sizes in ([97] * 4, [99, 98, 99, 97]))
     assert [b.rows.shape for b in first.buckets] == [b.rows.shape for b in second.buckets]
