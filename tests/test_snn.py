@@ -1,12 +1,16 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from problems import pair_of_clouds, uniform
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from problems import pair_of_clouds, ragged, uniform
 from sklearn.neighbors import NearestNeighbors
 
 import psa_jax as psa
-from psa_jax.match.neighbours import counts, nearest_ids
+from psa_jax.match.neighbours import _top_k, counts, nearest_ids
 
 
 def graph(points, queries, k):
@@ -101,3 +105,45 @@ def test_k_is_static():
     u, v = pair_of_clouds(3, 4)
     with pytest.raises(ValueError, match="k: expected an integer known at trace time"):
         jax.jit(lambda k: psa.snn(u, v, uniform(3), uniform(4), k=k))(2)
+
+
+def test_several_k_in_one_search():
+    u, v = pair_of_clouds(40, 33)
+    a, b = uniform(40), uniform(33)
+    for k, C in zip((1, 3, 9), psa.snn(u, v, a, b, k=(1, 3, 9)), strict=True):
+        np.testing.assert_allclose(C.dense(), psa.snn(u, v, a, b, k=k).dense(), atol=1e-6)
+    u, v, y, _, _, groups = ragged()
+    one, two = psa.blockwise(functools.partial(psa.snn, k=(1, 2)))(u, v, groups)
+    for k, C in ((1, one), (2, two)):
+        alone = psa.blockwise(functools.partial(psa.snn, k=k))(u, v, groups)
+        np.testing.assert_allclose(C.apply(y), alone.apply(y), atol=1e-6)
+        np.testing.assert_array_equal(C.info.details["k_rows"], alone.info.details["k_rows"])
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    seed=st.integers(0, 2**31), m=st.integers(1, 300), k=st.integers(1, 12), distinct=st.sampled_from([2, 10, 10**6])
+)
+def test_top_k_of_stretches_is_top_k(seed, m, k, distinct):
+    values = jnp.asarray(np.random.default_rng(seed).integers(0, distinct, (5, m)), jnp.float32)
+    k = min(k, m)
+    for ours, expected in zip(_top_k(values, k), jax.lax.top_k(values, k), strict=True):
+        np.testing.assert_array_equal(ours, expected)
+
+
+@pytest.mark.parametrize("k", [300, 70_000])
+def test_counts_beyond_a_byte(k):
+    lists = jnp.arange(k)[None]
+    assert int(counts(lists, lists, k)[0, 0]) == k
+
+
+def test_approximate_search_agrees_on_the_cpu():
+    u, v = pair_of_clouds(50, 60)
+    a, b = uniform(50), uniform(60)
+    np.testing.assert_allclose(psa.snn(u, v, a, b, k=4, approximate=True).dense(), psa.snn(u, v, a, b, k=4).dense())
+
+
+def test_no_k_at_all():
+    u, v = pair_of_clouds(4, 5)
+    with pytest.raises(ValueError, match="k: expected at least one"):
+        psa.snn(u, v, uniform(4), uniform(5), k=())

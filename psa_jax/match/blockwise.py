@@ -11,25 +11,28 @@ import jax.numpy as jnp
 from psa_jax.blocked import Block, Blocked
 from psa_jax.coupling import Coupling, Info, masked
 from psa_jax.groups import Bucket, Groups
-from psa_jax.types import Array, Float, float_dtype
+from psa_jax.types import Array, PyTree, float_dtype, take
+
+PAIRS_AT_ONCE = 2**31
 
 
-def blockwise(
-    matcher: Callable[..., Coupling], *, chunk: int | None = None
-) -> Callable[[Array, Array, Groups], Blocked]:
+def blockwise(matcher: Callable[..., Any], *, chunk: int | None = None) -> Callable[[PyTree, PyTree, Groups], Any]:
     """Lifts a matcher of one treatment over all treatments.
 
     Args:
         matcher: `(u [n, ...], v [m, ...], a [n], b [m]) -> Coupling` for ONE treatment; `a` and `b` are uniform over
             its samples and sum to one each, padding has weight zero. Settings are bound with `functools.partial`
             (static: another value compiles anew; arrays stay traced) or `jax.tree_util.Partial` (all of them stay
-            traced). A module-level function compiles once, a fresh lambda each time.
+            traced). A module-level function compiles once, a fresh lambda each time. A matcher that returns a tuple of
+            couplings gives a tuple of blocked ones.
         chunk: static; how many treatments are solved side by side. By default one after the other on the CPU, where
-            lanes would wait for the slowest, and all of a bucket at once on accelerators. It never changes a result.
+            lanes would wait for the slowest, and as many of a bucket as hold 2^31 pairs on
+            accelerators. It never changes a result.
 
     Returns:
         `(u [n, d], v [m, d'], groups) -> Blocked`, compiled, and itself open to `jit`, `vmap` and `grad` in `u`, `v`
-        and in whatever the matcher has bound as traced.
+        and in whatever the matcher has bound as traced. `u` and `v` may be pytrees of arrays with the same rows, if
+        the matcher takes such.
 
     Raises:
         ValueError: scores whose number of rows is not that of the groups, at trace time.
@@ -47,52 +50,60 @@ def blockwise(
     """
     traced = _split_settings(matcher)
 
-    def match(u: Float[Array, "n ..."], v: Float[Array, "m ..."], groups: Groups) -> Blocked:
+    def match(u: PyTree, v: PyTree, groups: Groups) -> Any:
         for name, scores, rows in (("u", u, groups.shape[0]), ("v", v, groups.shape[1])):
-            if scores.ndim < 1 or scores.shape[0] != rows:
-                raise ValueError(f"{name}: expected {rows} rows, as in groups, got shape {scores.shape}")
-        return _match(traced, jnp.asarray(u), jnp.asarray(v), groups, chunk)
+            for leaf in jax.tree.leaves(scores):
+                if leaf.ndim < 1 or leaf.shape[0] != rows:
+                    raise ValueError(f"{name}: expected {rows} rows, as in groups, got shape {leaf.shape}")
+        u, v = (jax.tree.map(jnp.asarray, scores) for scores in (u, v))
+        return _match(traced, u, v, groups, chunk)
 
     return match
 
 
 @functools.partial(jax.jit, static_argnames="chunk")
-def _match(matcher: Callable[..., Coupling], u: Array, v: Array, groups: Groups, chunk: int | None) -> Blocked:
+def _match(matcher: Callable[..., Any], u: PyTree, v: PyTree, groups: Groups, chunk: int | None) -> Any:
     n, m = groups.shape
-    u, v = (jnp.concatenate([scores, jnp.zeros_like(scores[:1])]) for scores in (u, v))
-    dtype = float_dtype(u, v)
+    u, v = jax.tree.map(lambda scores: jnp.concatenate([scores, jnp.zeros_like(scores[:1])]), (u, v))
+    dtype = float_dtype(*jax.tree.leaves((u, v)))
 
-    def one(ids: tuple[Array, Array]) -> Coupling:
+    def one(ids: tuple[Array, Array]) -> Any:
         rows, cols = ids
         a, b = (_uniform(ids < size, dtype) for ids, size in ((rows, n), (cols, m)))
-        return masked(matcher(u[rows], v[cols], a, b), a, b)
+        found = matcher(take(u, rows), take(v, cols), a, b)
+        return tuple(masked(c, a, b) for c in found) if isinstance(found, tuple) else masked(found, a, b)
 
     matched, reached = (
         jnp.where(other > 0, sizes, 0).sum()
         for sizes, other in ((groups.sizes_a, groups.sizes_b), (groups.sizes_b, groups.sizes_a))
     )
-    blocks = tuple(
-        Block(
-            jax.lax.map(one, (bucket.rows, bucket.cols), batch_size=_lanes(bucket, chunk)),
-            bucket.rows,
-            bucket.cols,
-            groups.sizes_a[bucket.treatment].astype(dtype) / matched.astype(dtype),
+    solved = [
+        jax.lax.map(one, (bucket.rows, bucket.cols), batch_size=_lanes(bucket, chunk)) for bucket in groups.buckets
+    ]
+
+    def joined(couplings: list[Coupling]) -> Blocked:
+        blocks = tuple(
+            Block(
+                coupling,
+                bucket.rows,
+                bucket.cols,
+                groups.sizes_a[bucket.treatment].astype(dtype) / matched.astype(dtype),
+            )
+            for bucket, coupling in zip(groups.buckets, couplings, strict=True)
         )
-        for bucket in groups.buckets
-    )
-    return Blocked(
-        blocks,
-        _by_treatment(groups, blocks),
-        n - matched,
-        m - reached,
-        groups.shape,
-    )
+        return Blocked(blocks, _by_treatment(groups, blocks), n - matched, m - reached, groups.shape)
+
+    if isinstance(solved[0], tuple):
+        return tuple(joined(list(couplings)) for couplings in zip(*solved, strict=True))
+    return joined(solved)
 
 
 def _lanes(bucket: Bucket, chunk: int | None) -> int | None:
     if chunk is not None and chunk < 1:
         raise ValueError(f"chunk: expected at least 1, got {chunk}")
-    lanes = chunk or (1 if jax.default_backend() == "cpu" else bucket.treatment.shape[0])
+    pairs = bucket.rows.shape[1] * bucket.cols.shape[1]
+    together = 1 if jax.default_backend() == "cpu" else max(1, PAIRS_AT_ONCE // pairs)
+    lanes = chunk or min(together, bucket.treatment.shape[0])
     return None if lanes == 1 else lanes
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,9 +27,9 @@ class SharedNeighbours:
         """Log weights `[k, m]`, `-inf` where no neighbour is shared; `args` is `2 k_x + 2 k_y`."""
         sides = left, right
         fewer, more = (left, right) if left[0].shape[0] <= right[0].shape[0] else (right, left)
-        shared = counts(fewer[0], more[0], self.num_rows) + counts(fewer[1], more[1], self.num_cols)
+        rows, cols = counts(fewer[0], more[0], self.num_rows), counts(fewer[1], more[1], self.num_cols)
+        shared = rows.astype(args.dtype) + cols.astype(args.dtype)
         shared = shared if fewer is sides[0] else shared.T
-        shared = shared.astype(args.dtype)
         return jnp.where(shared > 0, jnp.log(jnp.where(shared > 0, shared / (args - shared), 1)), -jnp.inf)
 
 
@@ -38,8 +39,9 @@ def snn(
     a: Float[Array, " n"],
     b: Float[Array, " m"],
     *,
-    k: int = 1,
-) -> Coupling:
+    k: int | tuple[int, ...] = 1,
+    approximate: bool = False,
+) -> Any:
     r"""Matches one treatment by shared nearest neighbours.
 
     Scores are scaled to unit norm. Every sample has its `k` nearest rows and its `k` nearest columns (a sample is its
@@ -50,7 +52,9 @@ def snn(
         v: scores `[m, d]`.
         a: weights `[n]`; only zero (padding) or not matters.
         b: weights `[m]`, likewise.
-        k: neighbours, static. A treatment with fewer samples on a side uses all of that side's; `info` tells.
+        k: neighbours, static. A treatment with fewer samples on a side uses all of that side's; `info` tells. A tuple
+            gives a tuple of couplings, whose neighbours are searched once.
+        approximate: static; let XLA miss a few neighbours where that is faster (`jax.lax.approx_max_k`, on TPUs).
 
     Returns:
         A coupling. Every row has mass: it shares its nearest column with that column. `info.converged` is False where a
@@ -71,31 +75,36 @@ def snn(
         Xi et al., NeurIPS 2024 (arXiv 2404.01595), section 4.
     """
     check(u, v, a, b)
-    check_k(k)
-    return _snn(u, v, a, b, k)
+    several = k if isinstance(k, tuple) else (k,)
+    if not several:
+        raise ValueError("k: expected at least one number of neighbours, got an empty tuple")
+    for each in several:
+        check_k(each)
+    couplings = _snn(u, v, a, b, several, approximate)
+    return couplings if isinstance(k, tuple) else couplings[0]
 
 
-@functools.partial(jax.jit, static_argnames="k")
-def _snn(u: Array, v: Array, a: Array, b: Array, k: int) -> Coupling:
+@functools.partial(jax.jit, static_argnames=("several", "approximate"))
+def _snn(u: Array, v: Array, a: Array, b: Array, several: tuple[int, ...], approximate: bool) -> tuple[Coupling, ...]:
     n, m = u.shape[0], v.shape[0]
     real_a, real_b = a > 0, b > 0
     x, y = (_unit(scores.reshape(scores.shape[0], -1)) for scores in (u, v))
-    left = nearest_ids(x, x, real_a, k, squared_euclidean), nearest_ids(x, y, real_b, k, squared_euclidean)
-    right = nearest_ids(y, x, real_a, k, squared_euclidean), nearest_ids(y, y, real_b, k, squared_euclidean)
+    search = functools.partial(nearest_ids, k=max(several), cost=squared_euclidean, approximate=approximate)
+    left, right = ((search(side, x, real_a), search(side, y, real_b)) for side in (x, y))
     finite = all_finite(u, real_a) & all_finite(v, real_b)
-    k_rows, k_cols = jnp.minimum(k, real_a.sum()), jnp.minimum(k, real_b.sum())
     zero_norm = (real_a & (x == 0).all(1)).sum() + (real_b & (y == 0).all(1)).sum()
-    return masked(
-        Coupling(
-            left=left,
-            right=right,
+
+    def coupling(k: int) -> Coupling:
+        k_rows, k_cols = jnp.minimum(k, real_a.sum()), jnp.minimum(k, real_b.sum())
+        return Coupling(
+            left=tuple(ids[:, :k] for ids in left),
+            right=tuple(ids[:, :k] for ids in right),
             args=(2 * k_rows + 2 * k_cols).astype(float_dtype(u, v)),
             kernel=SharedNeighbours(n, m),
             info=Info.closed_form(finite, k_rows=k_rows, k_cols=k_cols, zero_norm=zero_norm),
-        ),
-        a,
-        b,
-    )
+        )
+
+    return tuple(masked(coupling(k), a, b) for k in several)
 
 
 def _unit(x: Array) -> Array:
