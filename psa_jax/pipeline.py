@@ -19,6 +19,7 @@ from psa_jax.groups import Groups, group
 from psa_jax.loop import Fitted
 from psa_jax.match import sinkhorn
 from psa_jax.match.blockwise import blockwise
+from psa_jax.match.eot import MAX_ROUNDING
 from psa_jax.model import Model, logits
 from psa_jax.nets import conv, mlp
 from psa_jax.score import calibrate, centre, expected_calibration_error, from_logits, log_prior, reliability
@@ -309,6 +310,8 @@ def _warn(coupling: Blocked, groups: Groups) -> None:
         f"{int(coupling.unmatched_cols)} samples of b have no partner": alone,
         "the matcher did not converge within treatments {} (see coupling.info)": matched
         & ~np.asarray(coupling.info.converged),
+        "eps is too small for this precision (enable x64, or raise it) in treatments {}": matched
+        & (np.nan_to_num(coupling.info.details.get("rounding", np.zeros(matched.size))) >= MAX_ROUNDING),
         "some scores have no direction (all zero) in treatments {}": matched
         & (np.nan_to_num(coupling.info.details.get("zero_norm", np.zeros(matched.size))) > 0),
     }

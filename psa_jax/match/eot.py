@@ -12,13 +12,15 @@ from jax.core import Tracer
 
 from psa_jax.coupling import Coupling, Info, masked
 from psa_jax.match.cost import check, euclidean, pairwise
+from psa_jax.match.dual import Settings
 from psa_jax.match.geometry import Transport, log_density
-from psa_jax.match.solve import Settings, potentials
+from psa_jax.match.solve import potentials
 from psa_jax.types import Array, Cost, Float, float_dtype, map_rows, pytree
 
 ROUNDING_ERRORS = 1e5
 MEMORY = 2**31
 STORED_COPIES = 3
+MAX_ROUNDING = 0.1
 TILE_BYTES = {"cpu": 2**20}
 MAX_NUMBER = float(np.finfo(np.float64).max)
 
@@ -47,7 +49,7 @@ def relative(scale: Any) -> Relative:
     Raises:
         ValueError: a scale that is known and not positive.
     """
-    _check_range("scale", scale, "a positive number", low=0.0)
+    check_range("scale", scale, "a positive number", low=0.0)
     return Relative(scale)
 
 
@@ -84,7 +86,13 @@ def sinkhorn(
 
     `min_P <P, C> + eps KL(P | a b^T)` over plans with marginals `a` and `b`; with `tau < 1` a marginal is only
     drawn toward its weights, by `rho KL` with `rho = eps tau / (1 - tau)`. The coupling keeps the potentials, not the
-    plan. The solver is ott-jax's Sinkhorn loop in the log domain (Cuturi 2013); gradients are implicit.
+    plan. The solver is ott-jax's Sinkhorn loop (Cuturi 2013) on a kernel that has absorbed reference potentials, so an
+    iteration is a matrix-vector product there and back, over-relaxed (Thibault et al. 2021); the first potentials
+    come from a few steps at each of a falling sequence of eps (Schmitzer 2019). Gradients are implicit.
+
+    Up to `memory` the costs and the kernel are stored; beyond it both are made again in tiles whenever they are
+    needed, and memory is O(n + m) for the solve and its gradient. `info` says which. With x64 enabled problems are
+    solved in float64, whatever the type of the scores.
 
     Args:
         u: scores `[n, d]`.
@@ -97,13 +105,20 @@ def sinkhorn(
         tau_b: in (0, 1]; 1 keeps the column marginal. Static.
         cost: module-level function of ONE pair, `([d], [d]) -> []`; an ott-jax `CostFn` will do. Static.
         tol: L1 error of the marginals (each sums to one over a treatment) to stop at; the residual of the optimality
-            conditions if unbalanced. float32 cannot go below about 1e-5 when cost / eps is about 200. Traced.
-        max_iters: static.
+            conditions if unbalanced. float32 cannot go below about 1e-5 when cost / eps is about 200: the solver stops
+            when it makes no more progress. Traced.
+        max_iters: the most iterations after the anneal; static.
+        memory: bytes that one treatment may take before tiles are used; static.
+        newton: the most steps of Newton's method on the dual after the loop, for tight tolerances; static.
+        absorb: static; False is ott-jax's log-domain loop on its own geometry: slower, the reference in the tests.
 
     Returns:
-        A coupling whose mass is the plan. `info.details`: `eps` as used, `residual`, what was compared with `tol`,
-        and `mass`, the total of the plan. `info.converged` is False, never an exception, if `tol` was not reached.
-        Differentiable (reverse mode) in `u`, `v`, `a`, `b` and `eps`.
+        A coupling whose mass is the plan. An infinite cost forbids its pair. `info.details`: `eps` as used, `residual`,
+        what was compared with `tol`, `row_error` and `col_error`, the L1 errors of the marginals, `mass`, the total of
+        the plan, `rounding`, the error of the log masses from rounding costs over eps, `rounds` (absorptions),
+        `newton_steps`, and which path ran: `absorbed`, `tiled`. `info.converged` is False, never an exception, if
+        `tol` was not reached, or if eps is so small that `rounding` exceeds 0.1 (enable x64 then). Differentiable
+        (reverse mode) in `u`, `v`, `a`, `b` and `eps`.
 
     Raises:
         ValueError: ranks and lengths that do not fit; eps, tau, tol or max_iters out of range if they are known when
@@ -116,15 +131,16 @@ def sinkhorn(
         [20.0, 10.0]
 
     References:
-        Xi et al., NeurIPS 2024 (arXiv 2404.01595), section 4; Cuturi, NeurIPS 2013.
+        Xi et al., NeurIPS 2024 (arXiv 2404.01595), section 4; Cuturi, NeurIPS 2013; Schmitzer, SIAM J. Sci. Comput.
+        2019 (arXiv 1610.06519); Thibault et al., Algorithms 2021 (arXiv 1711.01851).
     """
     check(u, v, a, b)
-    _check_range("eps", eps.scale if isinstance(eps, Relative) else eps, "a positive number", low=0.0)
-    _check_range("tol", tol, "a number of at least 0", low=-1e-30)
+    check_range("eps", eps.scale if isinstance(eps, Relative) else eps, "a positive number", low=0.0)
+    check_range("tol", tol, "a number of at least 0", low=-1e-30)
     for name, tau in (("tau_a", tau_a), ("tau_b", tau_b)):
         if isinstance(tau, Tracer):
             raise ValueError(f"{name}: expected a number known at trace time (it is static), got a traced value")
-        _check_range(name, tau, "a number in (0, 1]", low=0.0, high=1.0)
+        check_range(name, tau, "a number in (0, 1]", low=0.0, high=1.0)
     if isinstance(max_iters, Tracer) or max_iters < 1:
         raise ValueError(f"max_iters: expected at least 1, known at trace time (it is static), got {max_iters}")
     if newton < 0 or memory < 1:
@@ -149,7 +165,8 @@ def _sinkhorn(
     eps = jnp.asarray(scale * eps.scale if isinstance(eps, Relative) else eps, dtype)
     scores = (u, v) if tiled else (None, None)
     problem = Transport(*scores, costs, a, b, eps, cost, block)
-    f, g, report = potentials(settings, problem, jax.lax.stop_gradient(scale), jnp.asarray(tol, dtype))
+    solved: Any = potentials(settings, problem, jax.lax.stop_gradient(scale), jnp.asarray(tol, dtype))
+    f, g, report = solved
     largest = jnp.maximum(largest, jnp.maximum(jnp.abs(f).max(), jnp.abs(g).max()))
     details = {
         "eps": eps,
@@ -164,7 +181,8 @@ def _sinkhorn(
         "tiled": jnp.asarray(tiled),
     }
     error = jnp.maximum(report.row_error, report.col_error)
-    info = Info((report.residual <= tol) & (eps > 0), report.num_iters, error, details)
+    converged = (report.residual <= tol) & (eps > 0) & (details["rounding"] < MAX_ROUNDING)
+    info = Info(converged, report.num_iters, error, details)
     log_a, log_b = (jnp.where(w > 0, jnp.log(jnp.where(w > 0, w, 1)), 0) for w in (a, b))
     left, right = (u, f + eps * log_a), (v, g + eps * log_b)
     return masked(
@@ -198,8 +216,8 @@ def _spread(
         return map_rows(rows, (costs if u is None else u, a), block)
 
     u = u if costs is None else None  # type: ignore[assignment]
-    sums = total(lambda c, w: jnp.stack([(w * c).sum(1), w.sum(1)], 1)).sum(0)
-    largest = total(lambda c, w: jnp.abs(c).max(1)).max()
+    found = total(lambda c, w: jnp.stack([(w * c).sum(1), w.sum(1), jnp.abs(c).max(1)], 1))
+    sums, largest = found[:, :2].sum(0), found[:, 2].max()
     weight = jnp.where(sums[1] > 0, sums[1], 1)
     mean = sums[0] / weight
     variance = total(lambda c, w: (w * (c - mean) ** 2).sum(1)).sum() / weight
@@ -209,7 +227,8 @@ def _spread(
     return jnp.where(spread == 0, 1, spread), jax.lax.stop_gradient(largest)
 
 
-def _check_range(name: str, value: Any, expected: str, *, low: float, high: float = MAX_NUMBER) -> None:
+def check_range(name: str, value: Any, expected: str, *, low: float, high: float = MAX_NUMBER) -> None:
+    """Raises a `ValueError` unless a number, if it is known (not traced), is in `(low, high]`."""
     if isinstance(value, Tracer):
         return
     if not isinstance(value, int | float | np.generic | np.ndarray | jax.Array) or jnp.ndim(value):

@@ -1,4 +1,4 @@
-"""One treatment's transport problem as ott-jax's loop sees it: stored or tiled costs, and kernels that absorb potentials.
+"""One treatment's transport problem as a geometry for ott-jax: stored or tiled costs, and densities to sweep over.
 
 Everything is relative to the product of the weights: a plan is `P_ij = a_i b_j E_ij` with the density
 `E_ij = exp((f_i + g_j - C_ij) / eps)`. Padding has weight zero and density zero.
@@ -27,7 +27,7 @@ class Absorbed:
     """
 
     matrix: Array | None
-    tile: Callable[[PyTree], Array] | None
+    tile: Any
     rows: PyTree
     block: int = static()
 
@@ -96,6 +96,11 @@ class Transport(Geometry):
         """That of the weights."""
         return self.a.dtype
 
+    @property
+    def epsilon(self) -> Any:
+        """The strength of the regularisation."""
+        return self._epsilon_init
+
     def marginal_from_potentials(self, f: Array, g: Array, axis: int = 0) -> Array:
         """The plan's column (0) or row (1) marginal; differentiable, tile by tile if costs are not stored."""
         eps = self.epsilon
@@ -154,7 +159,7 @@ class Transport(Geometry):
         (u, *rest), (v, *others) = rows, columns
         return log_density(pairwise(self.cost, u, v), rest, others, eps)
 
-    def tree_flatten(self) -> tuple[tuple, tuple]:
+    def tree_flatten(self) -> Any:
         """Arrays, and what is static."""
         return (self.u, self.v, self._cost_matrix, self.a, self.b, self._epsilon_init), (self.cost, self.block)
 

@@ -1,19 +1,18 @@
 """Solving one treatment's transport problem: ott-jax's Sinkhorn loop on absorbed kernels, and its implicit gradient."""
 
-import contextlib
 import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from ott.geometry.geometry import Geometry
 from ott.problems.linear.linear_problem import LinearProblem
 from ott.solvers.linear.acceleration import Momentum
-from ott.solvers.linear.implicit_differentiation import ImplicitDiff
 from ott.solvers.linear.sinkhorn import Sinkhorn
 
+from psa_jax.match.dual import Implicit, Report, Settings, default_promotion, identity, newton, target, verify
 from psa_jax.match.geometry import Absorbed, Transport
-from psa_jax.types import Array, Float, pytree
+from psa_jax.types import Array
 
 COARSEST = 1 / 8
 LEVEL_STEPS = 8
@@ -24,29 +23,6 @@ ROUND = 400
 MAX_DRIFT = 40.0
 PROGRESS = 0.99
 SAFETY = 0.9
-
-
-class Settings(NamedTuple):
-    """What is static about a solve."""
-
-    tau_a: float
-    tau_b: float
-    max_iters: int
-    absorb: bool
-    newton: int
-
-
-@pytree
-class Report:
-    """How a solve went: the residual of the optimality conditions, both marginal errors (L1), and what was run."""
-
-    residual: Float[Array, ""]
-    row_error: Float[Array, ""]
-    col_error: Float[Array, ""]
-    mass: Float[Array, ""]
-    num_iters: Array
-    rounds: Array
-    newton_steps: Array
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -61,79 +37,27 @@ def potentials(settings: Settings, problem: Transport, spread: Array, tol: Array
     if not settings.absorb:
         f, g, num_iters = _plain(settings, problem, tol)
         zero = jnp.zeros((), jnp.int32)
-        return f, g, _verify(settings, problem, f, g, num_iters, zero, zero)
+        return f, g, verify(settings, problem, f, g, num_iters, zero, zero)
     f, g, report = _rounds(settings, problem, spread, tol)
-    return _newton(settings, problem, f, g, report, tol) if settings.newton else (f, g, report)
+    return newton(settings, problem, f, g, report, tol) if settings.newton else (f, g, report)
 
 
 def _taped(settings: Settings, problem: Transport, spread: Array, tol: Array) -> Any:
-    f, g, report = potentials(settings, problem, spread, tol)
-    return (f, g, report), (problem, f, g)
+    solved: Any = potentials(settings, problem, spread, tol)
+    return solved, (problem, *solved[:2])
 
 
 def _backward(settings: Settings, kept: Any, cotangents: Any) -> tuple[Transport, None, None]:
     problem, f, g = kept
-    with _default_promotion():
+    with default_promotion():
         linear = LinearProblem(problem, problem.a, problem.b, tau_a=settings.tau_a, tau_b=settings.tau_b)
-        (pulled,) = _Implicit(precondition_fun=_identity, symmetric=True).gradient(linear, f, g, True, cotangents[:2])
+        (pulled,) = Implicit(precondition_fun=identity, symmetric=True).gradient(linear, f, g, True, cotangents[:2])
         u, v, costs, a, b, eps = pulled.geom.tree_flatten()[0]
         _, aux = problem.tree_flatten()
         return Transport(u, v, costs, a + pulled.a, b + pulled.b, eps, *aux), None, None
 
 
 potentials.defvjp(_taped, _backward)
-
-
-class _Implicit(ImplicitDiff):
-    """ott-jax's implicit differentiation, with our linear solve, which leaves padding alone."""
-
-    def solve(self, gr: Any, ot_prob: Any, f: Array, g: Array, lse_mode: bool) -> Array:
-        """Minus the inverse Hessian of the dual applied to `gr`."""
-        problem, eps = ot_prob.geom, ot_prob.epsilon
-        kernel = problem.absorb(f, g, eps)
-        x, y = _solve_hessian(kernel, problem, (ot_prob.tau_a, ot_prob.tau_b), f, g, *gr)
-        return -eps * jnp.concatenate([x, y])
-
-
-def _solve_hessian(
-    kernel: Absorbed, problem: Transport, taus: tuple[float, float], f: Array, g: Array, left: Array, right: Array
-) -> tuple[Array, Array]:
-    """Solves `[[D_a, P], [P^T, D_b]] (x, y) = (left, right)`, eps times the Hessian of the dual.
-
-    The Schur complement of `D_a`, scaled to unit diagonal, by conjugate gradients: one sweep each. Balanced problems
-    have the shift of a constant as null space, to which the gradients of every plan are orthogonal.
-    """
-    a, b, eps = problem.a, problem.b, problem.epsilon
-    rows, cols = _marginals(kernel, a, b)
-    diagonals = []
-    for weights, marginal, potential, tau in ((a, rows, f, taus[0]), (b, cols, g, taus[1])):
-        pull = 0 if tau == 1 else (1 - tau) / tau * weights * _target(potential, eps, tau)
-        diagonals.append(jnp.where(weights > 0, marginal + pull, 0))
-    inverse_a = jnp.where(diagonals[0] > 0, 1 / jnp.where(diagonals[0] > 0, diagonals[0], 1), 0)
-    half_b = jnp.where(diagonals[1] > 0, jax.lax.rsqrt(jnp.where(diagonals[1] > 0, diagonals[1], 1)), 0)
-
-    def through(x: Array, shift: Array) -> tuple[Array, Array]:
-        """`z = D_a^-1 (shift - P x)` and `P^T z`."""
-
-        def fn(r: Array, own: tuple[Array, Array, Array]) -> tuple[Array, Array]:
-            weight, inverse, moved = own
-            z = inverse * (moved - weight * r)
-            return weight * z, z
-
-        z, back = kernel.sweep(b * x, fn, (a, inverse_a, shift))
-        return z, b * back
-
-    def schur(x: Array) -> Array:
-        return x + half_b * through(half_b * x, jnp.zeros_like(a))[1]
-
-    target = half_b * (right - through(jnp.zeros_like(b), left)[1])
-    if taus == (1.0, 1.0):
-        null = jnp.where(half_b > 0, 1 / jnp.where(half_b > 0, half_b, 1), 0)
-        null = null / jnp.linalg.norm(null)
-        target = target - null * jnp.vdot(null, target)
-    tol = 10 * float(jnp.finfo(target.dtype).eps)
-    y = half_b * jax.scipy.sparse.linalg.cg(schur, target, tol=tol, maxiter=1000)[0]
-    return through(y, left)[0], y
 
 
 @jax.tree_util.register_pytree_node_class
@@ -145,6 +69,11 @@ class _Iterated(Geometry):
     ) -> None:
         super().__init__(epsilon=epsilon)
         self.parts = kernel, f0, g0, a, b, epsilon, weight, left
+
+    @property
+    def epsilon(self) -> Any:
+        """The strength of the regularisation."""
+        return self.parts[5]
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -162,7 +91,7 @@ class _Iterated(Geometry):
 
         def update(r: Array, own: Any, tau: Any) -> tuple[Array, Array, Array]:
             old, reference, mass = own
-            error = mass * jnp.abs(_scaling(old - reference, eps) * r - _target(old, eps, tau))
+            error = mass * jnp.abs(_scaling(old - reference, eps) * r - target(old, eps, tau))
             new = jnp.where(mass > 0, tau * (reference - eps * jnp.log(_positive(r))), 0)
             return jnp.where(mass > 0, momentum(weight, old, new), 0), error, reference
 
@@ -181,7 +110,7 @@ class _Iterated(Geometry):
         rows, back = kernel.sweep(y, lambda r, x: (x, x * r), x)
         return y * back if axis == 0 else rows
 
-    def tree_flatten(self) -> tuple[tuple, None]:
+    def tree_flatten(self) -> Any:
         """All parts."""
         return self.parts, None
 
@@ -226,7 +155,8 @@ def _anneal(settings: Settings, problem: Transport, spread: Array) -> tuple[Arra
     def level(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         f, g, ratio = state
         strength = ratio * eps
-        taus = tuple(1.0 if tau == 1 else tau / (tau + ratio * (1 - tau)) for tau in (settings.tau_a, settings.tau_b))
+        tau_a, tau_b = settings.tau_a, settings.tau_b
+        taus = tau_a / (tau_a + ratio * (1 - tau_a)), tau_b / (tau_b + ratio * (1 - tau_b))
         kernel = problem.absorb(f, g, strength)
 
         def step(k: Array, potentials: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -240,16 +170,17 @@ def _anneal(settings: Settings, problem: Transport, spread: Array) -> tuple[Arra
     levels = jnp.ceil(jnp.log2(jnp.maximum(COARSEST * spread / eps, 1)))
     top = 2.0 ** jnp.minimum(levels, MAX_LEVELS)
     f, g = problem.log_sweep(jnp.zeros_like(a), jnp.zeros_like(b), top * eps)
-    return jax.lax.while_loop(lambda state: state[2] > 1.5, level, (f, g, top / 1))[:2]
+    return jax.lax.while_loop(lambda state: state[2] > 1.5, level, (f, g, top))[:2]
 
 
 def _rounds(settings: Settings, problem: Transport, spread: Array, tol: Array) -> tuple[Array, Array, Report]:
     a, b, eps = problem.a, problem.b, problem.epsilon
+    threshold: Any = SAFETY * tol
     loop = _Loop(
-        threshold=SAFETY * tol,
+        threshold=threshold,
         max_iterations=min(ROUND, settings.max_iters),
         inner_iterations=min(CHECK_EVERY, settings.max_iters),
-        implicit_diff=_Implicit(precondition_fun=_identity, symmetric=True),
+        implicit_diff=Implicit(precondition_fun=identity, symmetric=True),
     )
 
     def go_on(state: Any) -> Array:
@@ -262,7 +193,7 @@ def _rounds(settings: Settings, problem: Transport, spread: Array, tol: Array) -
         f1, g1 = jax.lax.cond(report.rounds > 0, lambda f, g: problem.log_sweep(f, g, eps), lambda f, g: (f, g), f, g)
         left = settings.max_iters - report.num_iters
         geometry = _Iterated(problem.absorb(f1, g1, eps), f1, g1, a, b, eps, weight, left)
-        with _default_promotion():
+        with default_promotion():
             linear = LinearProblem(geometry, a, b, tau_a=settings.tau_a, tau_b=settings.tau_b)
             out = loop(linear, init=(f1, g1))
             assert out.errors is not None
@@ -270,7 +201,7 @@ def _rounds(settings: Settings, problem: Transport, spread: Array, tol: Array) -
         finite = jnp.isfinite(out.f).all() & jnp.isfinite(out.g).all()
         f2, g2 = jnp.where(finite, out.f, f1), jnp.where(finite, out.g, g1)
         zero = jnp.zeros((), jnp.int32)
-        found = _verify(settings, problem, f2, g2, report.num_iters + steps, report.rounds + 1, zero)
+        found = verify(settings, problem, f2, g2, report.num_iters + steps, report.rounds + 1, zero)
         better = found.residual < report.residual
         progress = found.residual < PROGRESS * report.residual
         f, g = jnp.where(better, f2, f), jnp.where(better, g2, g)
@@ -286,44 +217,6 @@ def _rounds(settings: Settings, problem: Transport, spread: Array, tol: Array) -
     return jax.lax.while_loop(go_on, one, (f, g, start, weight))[:3]
 
 
-def _newton(
-    settings: Settings, problem: Transport, f: Array, g: Array, report: Report, tol: Array
-) -> tuple[Array, Array, Report]:
-    """Newton's method on the dual, each step halved until the residual falls."""
-    taus, eps = (settings.tau_a, settings.tau_b), problem.epsilon
-
-    def one(state: Any) -> Any:
-        f, g, report, _ = state
-        kernel = problem.absorb(f, g, eps)
-        rows, cols = _marginals(kernel, problem.a, problem.b)
-        gaps = problem.a * _target(f, eps, taus[0]) - rows, problem.b * _target(g, eps, taus[1]) - cols
-        x, y = _solve_hessian(kernel, problem, taus, f, g, *gaps)
-
-        def attempt(length: Array) -> tuple[Array, Array, Report]:
-            f1, g1 = f + length * eps * x, g + length * eps * y
-            return f1, g1, _verify(settings, problem, f1, g1, report.num_iters, report.rounds, report.newton_steps + 1)
-
-        def shorter(trial: Any) -> Any:
-            length = trial[0] / 2
-            return length, attempt(length)
-
-        def too_long(trial: Any) -> Array:
-            length, (_, _, found) = trial
-            return ~(found.residual < report.residual) & (length > 1 / 32)
-
-        whole = jnp.ones_like(eps)
-        _, (f1, g1, found) = jax.lax.while_loop(too_long, shorter, (whole, attempt(whole)))
-        better = found.residual < report.residual
-        kept = jax.tree.map(lambda new, old: jnp.where(better, new, old), (f1, g1, found), (f, g, report))
-        return *kept, better
-
-    def go_on(state: Any) -> Array:
-        _, _, report, better = state
-        return better & ~(report.residual <= tol) & (report.newton_steps < settings.newton)
-
-    return jax.lax.while_loop(go_on, one, (f, g, report, jnp.asarray(True)))[:3]
-
-
 def _plain(settings: Settings, problem: Transport, tol: Array) -> tuple[Array, Array, Array]:
     """ott-jax as it is; padding gets a weight too small to matter and large enough to keep every number finite."""
     a, b, eps, costs = problem.a, problem.b, problem.epsilon, problem.cost_matrix
@@ -332,40 +225,15 @@ def _plain(settings: Settings, problem: Transport, tol: Array) -> tuple[Array, A
     costs = jnp.where((a > 0)[:, None] & (b > 0)[None], costs, 0)
     costs = jnp.where(costs < jnp.inf, costs, jnp.finfo(costs.dtype).max / 1e6)
     inner = min(10, settings.max_iters)
-    loop = Sinkhorn(threshold=SAFETY * tol, max_iterations=settings.max_iters, inner_iterations=inner)
+    threshold: Any = SAFETY * tol
+    loop = Sinkhorn(threshold=threshold, max_iterations=settings.max_iters, inner_iterations=inner)
     weights = (jnp.where(w > 0, w, float(jnp.finfo(w.dtype).tiny) ** 0.75) for w in (a, b))
-    with _default_promotion():
+    with default_promotion():
         geometry = Geometry(cost_matrix=costs - eps * (log_a[:, None] + log_b[None]), epsilon=eps)
         out = loop(LinearProblem(geometry, *weights, tau_a=settings.tau_a, tau_b=settings.tau_b))
         assert out.errors is not None
         steps = jnp.minimum(jnp.sum(out.errors != -1) * inner, settings.max_iters).astype(jnp.int32)
         return out.f, out.g, steps
-
-
-def _verify(
-    settings: Settings, problem: Transport, f: Array, g: Array, num_iters: Array, rounds: Array, newton_steps: Array
-) -> Report:
-    """The residual and the errors of both marginals at these potentials, from the costs themselves."""
-    a, b, eps = problem.a, problem.b, problem.epsilon
-    rows, cols = _marginals(problem.absorb(f, g, eps), a, b)
-    residual = jnp.maximum(
-        jnp.abs(rows - a * _target(f, eps, settings.tau_a)).sum(),
-        jnp.abs(cols - b * _target(g, eps, settings.tau_b)).sum(),
-    )
-    errors = jnp.abs(rows - a).sum(), jnp.abs(cols - b).sum()
-    return Report(residual, *errors, rows.sum(), num_iters, rounds, newton_steps)
-
-
-def _marginals(kernel: Absorbed, a: Array, b: Array) -> tuple[Array, Array]:
-    rows, back = kernel.sweep(b, lambda r, a: (a, a * r), a)
-    return rows, b * back
-
-
-def _target(potential: Array, eps: Array, tau: Any) -> Array:
-    """What the marginal should be, over the weight: 1, or `exp(-potential / rho)` if it is only drawn there."""
-    if isinstance(tau, float) and tau == 1:
-        return jnp.ones_like(potential)
-    return jnp.exp(-potential * ((1 - tau) / tau) / eps)
 
 
 def _scaling(change: Array, eps: Array) -> Array:
@@ -374,14 +242,3 @@ def _scaling(change: Array, eps: Array) -> Array:
 
 def _positive(x: Array) -> Array:
     return jnp.where(x > 0, x, float(jnp.finfo(x.dtype).tiny))
-
-
-def _identity(x: Array) -> Array:
-    return x
-
-
-@contextlib.contextmanager
-def _default_promotion() -> Any:
-    """ott-jax relies on JAX's default promotion rules; callers may run under stricter ones."""
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        yield

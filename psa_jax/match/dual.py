@@ -1,0 +1,165 @@
+"""The dual of one treatment's transport problem: what optimality asks, its Hessian, and what follows from it."""
+
+import contextlib
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from ott.solvers.linear.implicit_differentiation import ImplicitDiff
+
+from psa_jax.match.geometry import Absorbed, Transport
+from psa_jax.types import Array, Float, pytree
+
+SHORTEST = 1 / 32
+
+
+class Settings(NamedTuple):
+    """What is static about a solve."""
+
+    tau_a: float
+    tau_b: float
+    max_iters: int
+    absorb: bool
+    newton: int
+
+
+@pytree
+class Report:
+    """How a solve went: the residual of the optimality conditions, both marginal errors (L1), and what was run."""
+
+    residual: Float[Array, ""]
+    row_error: Float[Array, ""]
+    col_error: Float[Array, ""]
+    mass: Float[Array, ""]
+    num_iters: Array
+    rounds: Array
+    newton_steps: Array
+
+
+def verify(
+    settings: Settings, problem: Transport, f: Array, g: Array, num_iters: Array, rounds: Array, newton_steps: Array
+) -> Report:
+    """The residual and the errors of both marginals at these potentials, from the costs themselves."""
+    a, b, eps = problem.a, problem.b, problem.epsilon
+    rows, cols = marginals(problem.absorb(f, g, eps), a, b)
+    residual = jnp.maximum(
+        jnp.abs(rows - a * target(f, eps, settings.tau_a)).sum(),
+        jnp.abs(cols - b * target(g, eps, settings.tau_b)).sum(),
+    )
+    errors = jnp.abs(rows - a).sum(), jnp.abs(cols - b).sum()
+    return Report(residual, *errors, rows.sum(), num_iters, rounds, newton_steps)
+
+
+def marginals(kernel: Absorbed, a: Array, b: Array) -> tuple[Array, Array]:
+    """The plan's row and column marginals."""
+    rows, back = kernel.sweep(b, lambda r, a: (a, a * r), a)
+    return rows, b * back
+
+
+def target(potential: Array, eps: Array, tau: Any) -> Array:
+    """What the marginal should be, over the weight: 1, or `exp(-potential / rho)` if it is only drawn there."""
+    if isinstance(tau, float) and tau == 1:
+        return jnp.ones_like(potential)
+    return jnp.exp(-potential * ((1 - tau) / tau) / eps)
+
+
+class Implicit(ImplicitDiff):
+    """ott-jax's implicit differentiation, with our linear solve, which leaves padding alone."""
+
+    def solve(self, gr: Any, ot_prob: Any, f: Array, g: Array, lse_mode: bool) -> Array:
+        """Minus the inverse Hessian of the dual applied to `gr`."""
+        problem, eps = ot_prob.geom, ot_prob.epsilon
+        kernel = problem.absorb(f, g, eps)
+        x, y = solve_hessian(kernel, problem, (ot_prob.tau_a, ot_prob.tau_b), f, g, *gr)
+        return -eps * jnp.concatenate([x, y])
+
+
+def solve_hessian(
+    kernel: Absorbed, problem: Transport, taus: tuple[float, float], f: Array, g: Array, left: Array, right: Array
+) -> tuple[Array, Array]:
+    """Solves `[[D_a, P], [P^T, D_b]] (x, y) = (left, right)`, eps times the Hessian of the dual.
+
+    The Schur complement of `D_a`, scaled to unit diagonal, by conjugate gradients: one sweep each. Balanced problems
+    have the shift of a constant as null space, to which the gradients of every plan are orthogonal.
+    """
+    a, b, eps = problem.a, problem.b, problem.epsilon
+    rows, cols = marginals(kernel, a, b)
+    diagonals = []
+    for weights, marginal, potential, tau in ((a, rows, f, taus[0]), (b, cols, g, taus[1])):
+        pull = 0 if tau == 1 else (1 - tau) / tau * weights * target(potential, eps, tau)
+        diagonals.append(jnp.where(weights > 0, marginal + pull, 0))
+    inverse_a = jnp.where(diagonals[0] > 0, 1 / jnp.where(diagonals[0] > 0, diagonals[0], 1), 0)
+    half_b = jnp.where(diagonals[1] > 0, jax.lax.rsqrt(jnp.where(diagonals[1] > 0, diagonals[1], 1)), 0)
+
+    def through(x: Array, shift: Array) -> tuple[Array, Array]:
+        """`z = D_a^-1 (shift - P x)` and `P^T z`."""
+
+        def fn(r: Array, own: tuple[Array, Array, Array]) -> tuple[Array, Array]:
+            weight, inverse, moved = own
+            z = inverse * (moved - weight * r)
+            return weight * z, z
+
+        z, back = kernel.sweep(b * x, fn, (a, inverse_a, shift))
+        return z, b * back
+
+    def schur(x: Array) -> Array:
+        return x + half_b * through(half_b * x, jnp.zeros_like(a))[1]
+
+    aim = half_b * (right - through(jnp.zeros_like(b), left)[1])
+    if taus == (1.0, 1.0):
+        null = jnp.where(half_b > 0, 1 / jnp.where(half_b > 0, half_b, 1), 0)
+        null = null / jnp.linalg.norm(null)
+        aim = aim - null * jnp.vdot(null, aim)
+    tol = 10 * float(jnp.finfo(aim.dtype).eps)
+    y = half_b * jax.scipy.sparse.linalg.cg(schur, aim, tol=tol, maxiter=1000)[0]
+    return through(y, left)[0], y
+
+
+def newton(
+    settings: Settings, problem: Transport, f: Array, g: Array, report: Report, tol: Array
+) -> tuple[Array, Array, Report]:
+    """Newton's method on the dual, each step halved until the residual falls."""
+    taus, eps = (settings.tau_a, settings.tau_b), problem.epsilon
+
+    def one(state: Any) -> Any:
+        f, g, report, _ = state
+        kernel = problem.absorb(f, g, eps)
+        rows, cols = marginals(kernel, problem.a, problem.b)
+        gaps = problem.a * target(f, eps, taus[0]) - rows, problem.b * target(g, eps, taus[1]) - cols
+        x, y = solve_hessian(kernel, problem, taus, f, g, *gaps)
+
+        def attempt(length: Array) -> tuple[Array, Array, Report]:
+            f1, g1 = f + length * eps * x, g + length * eps * y
+            return f1, g1, verify(settings, problem, f1, g1, report.num_iters, report.rounds, report.newton_steps + 1)
+
+        def shorter(trial: Any) -> Any:
+            length = trial[0] / 2
+            return length, attempt(length)
+
+        def too_long(trial: Any) -> Array:
+            length, (_, _, found) = trial
+            return ~(found.residual < report.residual) & (length > SHORTEST)
+
+        whole = jnp.ones_like(eps)
+        _, (f1, g1, found) = jax.lax.while_loop(too_long, shorter, (whole, attempt(whole)))
+        better = found.residual < report.residual
+        kept = jax.tree.map(lambda new, old: jnp.where(better, new, old), (f1, g1, found), (f, g, report))
+        return *kept, better
+
+    def go_on(state: Any) -> Array:
+        _, _, report, better = state
+        return better & ~(report.residual <= tol) & (report.newton_steps < settings.newton)
+
+    return jax.lax.while_loop(go_on, one, (f, g, report, jnp.asarray(True)))[:3]
+
+
+@contextlib.contextmanager
+def default_promotion() -> Any:
+    """ott-jax relies on JAX's default promotion rules; callers may run under stricter ones."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+def identity(x: Array) -> Array:
+    """Ott-jax's preconditioner of the optimality conditions, none."""
+    return x
