@@ -26,8 +26,13 @@ from psa_jax.match import (
     class_mean,
     cosine,
     euclidean,
+    fused_gromov_wasserstein,
+    geodesics,
+    gromov_wasserstein,
     independent,
+    low_rank_sinkhorn,
     nearest,
+    plain_distances,
     relative,
     sinkhorn,
     snn,
@@ -39,13 +44,13 @@ from psa_jax.model import Model, from_linen, from_nnx
 from psa_jax.nets import batch_norm, conv, layer_norm, linear, mlp
 from psa_jax.pipeline import Alignment, AlignmentWarning, align
 from psa_jax.score import calibrate, centre, expected_calibration_error, from_logits, log_prior, propensity, reliability
-from psa_jax.selection import held_out_agreement
+from psa_jax.selection import EpsSweep, held_out_agreement, select_eps
 from psa_jax.train import class_weights, fit, fit_ensemble
 
 if TYPE_CHECKING:
     from psa_jax import datasets, io, plot
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Alignment",
@@ -53,6 +58,7 @@ __all__ = [
     "Blocked",
     "Coupling",
     "CrossFitted",
+    "EpsSweep",
     "Fitted",
     "Groups",
     "History",
@@ -84,7 +90,10 @@ __all__ = [
     "from_linen",
     "from_logits",
     "from_nnx",
+    "fused_gromov_wasserstein",
     "gaussian_noise",
+    "geodesics",
+    "gromov_wasserstein",
     "group",
     "held_out_agreement",
     "independent",
@@ -94,13 +103,16 @@ __all__ = [
     "layer_norm",
     "linear",
     "log_prior",
+    "low_rank_sinkhorn",
     "match",
     "mlp",
     "nearest",
+    "plain_distances",
     "plot",
     "propensity",
     "relative",
     "reliability",
+    "select_eps",
     "sinkhorn",
     "smoothing",
     "snn",

@@ -13,6 +13,7 @@ from psa_jax.blocked import Blocked
 from psa_jax.coupling import Coupling
 from psa_jax.data import Truth
 from psa_jax.pipeline import Calibration
+from psa_jax.selection import CRITERIA, EpsSweep
 from psa_jax.types import Array, Float, Int, KeyArray
 
 BLUE, ORANGE, GREEN, GREY, INK = "#0072B2", "#D55E00", "#009E73", "#9AA0A6", "#333333"
@@ -248,6 +249,48 @@ def latent_map(
     return axes
 
 
+def eps_sweep(table: EpsSweep, *, ax: Any = None) -> Any:
+    """The label-only criteria of `select_eps` over eps, and the eps that is best by `prediction`.
+
+    Each criterion is drawn between its own least and largest value, which the legend tells, so that shapes can be
+    compared; where treatments did not converge there are open circles on the line of `prediction`.
+
+    Args:
+        table: what `select_eps` returned.
+        ax: where to draw; a new figure by default.
+
+    Returns:
+        The axes. Criteria without a number (stability without members) are left out.
+    """
+    plt = _pyplot()
+    if ax is None:
+        _, ax = plt.subplots(figsize=(7, 4), layout="constrained")
+    order = np.argsort(np.asarray(table.eps))
+    eps, converged = np.asarray(table.eps)[order], np.asarray(table.converged)[order] == 1
+    looks = zip(CRITERIA, (BLUE, ORANGE, GREEN, INK, GREY, GREY), ("-", "-", "-", "-", "--", ":"), strict=True)
+    for name, colour, style in looks:
+        values = np.asarray(getattr(table, name), float)[order]
+        if not np.isfinite(values).any():
+            continue
+        low, high = np.nanmin(values), np.nanmax(values)
+        height = (values - low) / (high - low) if high > low else np.full_like(values, 0.5)
+        label = f"{name}  {low:.2g} to {high:.2g}"
+        width = 2.4 if name == "prediction" else 1.4
+        ax.plot(eps, height, color=colour, linestyle=style, linewidth=width, marker="o", markersize=3.5, label=label)
+        if name == "prediction":
+            ax.plot(eps[~converged], height[~converged], "o", markersize=9, markerfacecolor="none", color=INK)
+    best = float(table.best)
+    if np.isfinite(best):
+        ax.axvline(best, color=BLUE, linewidth=1, linestyle=(0, (4, 3)), zorder=0)
+    ax.set_xscale("log")
+    ax.set(ylim=(-0.06, 1.06), yticks=[0, 1], yticklabels=["least", "largest"])
+    ax.set_xlabel("eps, times the spread of the costs" if table.relative else "eps, in units of the cost")
+    ax.set_title(f"best eps {best:.3g}" if np.isfinite(best) else "no eps converged", loc="left", fontsize=10)
+    ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=8)
+    _tidy(ax)
+    return ax
+
+
 def _pyplot() -> Any:
     try:
         import matplotlib.pyplot as plt
@@ -268,4 +311,4 @@ def _frame(ax: Any, colour: str, width: float) -> None:
         spine.set(edgecolor=colour, linewidth=width)
 
 
-__all__ = ["calibration", "latent_map", "matched_pairs", "trace_by_treatment"]
+__all__ = ["calibration", "eps_sweep", "latent_map", "matched_pairs", "trace_by_treatment"]

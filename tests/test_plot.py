@@ -114,3 +114,38 @@ def test_axes_of_ones_own(measured):
 
     _, ax = plt.subplots()
     assert psa.plot.calibration(measured, ax=ax) is ax
+
+
+def test_eps_sweep():
+    import matplotlib.pyplot as plt
+
+    eps, nothing = jnp.array([1.0, 0.1, 0.5]), jnp.full(3, jnp.nan)
+    rising = jnp.array([3.0, 1.0, 2.0])
+    sweep = psa.EpsSweep(
+        eps=eps,
+        prediction=jnp.array([0.1, 0.2, 0.4]),
+        agreement=rising,
+        reconstruction=rising,
+        stability=nothing,
+        cycle=-rising,
+        entropy=jnp.ones(3),
+        converged=jnp.array([1.0, 0.5, 1.0]),
+        best=jnp.float32(0.5),
+        relative=True,
+    )
+    _, own = plt.subplots()
+    ax = psa.plot.eps_sweep(sweep, ax=own)
+    assert ax is own
+    lines = {line.get_label().split()[0]: line for line in ax.lines}
+    np.testing.assert_allclose(lines["prediction"].get_xdata(), [0.1, 0.5, 1.0])
+    np.testing.assert_allclose(lines["prediction"].get_ydata(), [1 / 3, 1, 0], rtol=1e-6)
+    np.testing.assert_allclose(lines["entropy"].get_ydata(), 0.5)
+    assert "stability" not in lines
+    assert any(list(line.get_xdata()) == [np.float32(0.1)] for line in ax.lines)
+    assert "0.5" in ax.get_title(loc="left")
+    ax.figure.canvas.draw()
+    failed = dataclasses.replace(sweep, best=jnp.float32(jnp.nan), converged=jnp.zeros(3), relative=False)
+    ax = psa.plot.eps_sweep(failed)
+    assert ax.get_title(loc="left") == "no eps converged"
+    assert "units of the cost" in ax.get_xlabel()
+    ax.figure.canvas.draw()

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 import psa_jax as psa
-from psa_jax.selection import held_out_agreement
+from psa_jax.coupling import Info
+from psa_jax.match import relative
+from psa_jax.selection import CRITERIA, held_out_agreement, select_eps
 
 T = np.arange(240) % 4
 GROUPS = psa.group(T, T, 4)
@@ -45,3 +47,194 @@ def test_it_ignores_what_only_separates_treatments():
 def test_one_column_cannot_be_held_out():
     with pytest.raises(ValueError, match="u: expected at least two columns"):
         held_out_agreement(jax.random.key(0), psa.sinkhorn, jnp.ones((240, 1)), jnp.ones((240, 1)), GROUPS)
+
+
+EPS = (0.2, 1.0, 4.0)
+KEY = jax.random.key(0)
+
+
+def ensemble(members=3):
+    pairs = [views(0.3, seed=0) for _ in range(members)]
+    keys = jax.random.split(jax.random.key(7), 2 * members).reshape(members, 2)
+    noisy = [
+        [y + 0.3 * jax.random.normal(k, y.shape) for k, y in zip(ks, p, strict=True)]
+        for ks, p in zip(keys, pairs, strict=True)
+    ]
+    return tuple(jnp.stack(side) for side in zip(*noisy, strict=True))
+
+
+def _softmax_kernel(left, right, eps):
+    return -jnp.sum((left[:, None] - right[None]) ** 2, axis=-1) / eps
+
+
+def softmax(u, v, a, b, *, eps):
+    """A matcher without iterations, quick to compile; eps is absolute."""
+    return psa.Coupling(left=u, right=v, kernel=_softmax_kernel, args=eps, info=Info.closed_form(eps < 5))
+
+
+sweep_softmax = functools.partial(select_eps, matcher=softmax, relative=False)
+
+
+def columns(sweep):
+    return {name: np.asarray(getattr(sweep, name)) for name in (*CRITERIA, "converged")}
+
+
+def within(y):
+    y = np.asarray(y, float)
+    return np.concatenate([y[t == T] - y[t == T].mean(0) for t in range(4)])
+
+
+def explained(y, y_hat):
+    return 1 - ((within(y) - within(y_hat)) ** 2).sum() / (within(y) ** 2).sum()
+
+
+def test_criteria_against_brute_force():
+    u, v = ensemble()
+    sweep = sweep_softmax(KEY, u, v, GROUPS, EPS, draws=64)
+    for e, eps in enumerate(EPS):
+        match = psa.blockwise(functools.partial(softmax, eps=jnp.float32(eps)))
+        couplings = [match(u[k], v[k], GROUPS) for k in range(3)]
+        there = np.asarray(match(u.mean(0), v.mean(0), GROUPS).dense(), float)
+        p, q = there / there.sum(1, keepdims=True), there.T / there.T.sum(1, keepdims=True)
+        entropy = -np.where(p > 0, p * np.log(np.where(p > 0, p, 1)), 0).sum(1)
+        np.testing.assert_allclose(sweep.cycle[e], (p * q.T).sum(1).mean(), rtol=0.03)
+        np.testing.assert_allclose(sweep.entropy[e], np.exp(np.mean(entropy - np.log(60))), rtol=0.03)
+        np.testing.assert_allclose(sweep.reconstruction[e], explained(u.mean(0), p @ np.asarray(v.mean(0))), atol=1e-4)
+        seen = [within(coupling.apply(v.mean(0))).ravel() for coupling in couplings]
+        cosines = [x @ y / np.sqrt(x @ x * (y @ y)) for x in seen for y in seen]
+        np.testing.assert_allclose(sweep.stability[e], (np.sum(cosines) - 3) / 6, atol=1e-4)
+    assert (sweep.converged == 1).all()
+    assert float(sweep.best) == float(sweep.eps[np.argmax(sweep.prediction)])
+
+
+def test_sinkhorn_in_units_of_the_spread():
+    u, v = views(0.3)
+    sweep = select_eps(KEY, u, v, GROUPS, [0.2, 0.4])
+    assert sweep.relative
+    coupling = psa.blockwise(functools.partial(psa.sinkhorn, eps=relative(jnp.float32(0.4))))(u, v, GROUPS)
+    np.testing.assert_allclose(sweep.reconstruction[1], explained(u, coupling.apply(v)), atol=1e-3)
+    assert sweep.entropy[0] < sweep.entropy[1] < 1
+
+
+def test_agreement_is_that_of_held_out_agreement_and_prediction_is_its_share_of_variation():
+    u, v = views(0.3)
+    sweep = sweep_softmax(KEY, u, v, GROUPS, [0.5, 1.0], repeats=2)
+    key = jax.random.split(KEY)[0]
+    matcher = functools.partial(softmax, eps=jnp.float32(0.5))
+    expected = held_out_agreement(key, matcher, u, v, GROUPS, repeats=2).mean()
+    np.testing.assert_allclose(sweep.agreement[0], expected, atol=1e-4)
+    found = []
+    for k in jax.random.split(key, 2):
+        order = np.asarray(jax.random.permutation(k, 6))
+        for used, held in ((order[:3], order[3:]), (order[3:], order[:3])):
+            coupling = psa.blockwise(matcher)(u[:, used], v[:, used], GROUPS)
+            found.append(explained(u[:, held], coupling.apply(v[:, held])))
+    np.testing.assert_allclose(sweep.prediction[0], np.mean(found), atol=1e-4)
+
+
+def test_best_is_sharp_for_clean_scores_and_smooth_for_noisy_ones():
+    grid = (0.02, 0.1, 0.5, 2.0, 4.0)
+    clean, noisy = (sweep_softmax(KEY, *views(noise), GROUPS, grid) for noise in (0.05, 1.5))
+    assert float(clean.best) < float(noisy.best)
+    assert (np.diff(clean.entropy) > 0).all()
+    assert (np.diff(clean.cycle) < 0).all()
+
+
+def test_a_sweep_is_one_program():
+    u, v = views(0.3)
+    traces = []
+
+    def matcher(u, v, a, b, *, eps):
+        traces.append(None)
+        return softmax(u, v, a, b, eps=eps)
+
+    sweep = functools.partial(select_eps, matcher=matcher, relative=False)
+    first = sweep(KEY, u, v, GROUPS, [0.1, 0.2, 0.3])
+    count = len(traces)
+    assert count <= 2 * len(GROUPS.buckets)
+    again = sweep(jax.random.key(1), 2 * u, 2 * v, GROUPS, jnp.array([0.4, 0.5, 0.6]))
+    assert len(traces) == count
+    assert not np.allclose(first.entropy, again.entropy)
+    shapes = jax.eval_shape(lambda eps: sweep(KEY, u, v, GROUPS, eps), jnp.array([0.1, 0.2, 0.3]))
+    assert shapes.prediction.shape == (3,)  # eps may itself be traced
+
+
+@pytest.mark.parametrize("bind", [functools.partial, jax.tree_util.Partial])
+def test_an_eps_bound_before_is_swept_over_all_the_same(bind):
+    u, v = views(0.3)
+    plain = sweep_softmax(KEY, u, v, GROUPS, EPS)
+    bound = select_eps(KEY, u, v, GROUPS, EPS, matcher=bind(softmax, eps=0.7), relative=False)
+    np.testing.assert_allclose(bound.prediction, plain.prediction, rtol=1e-5)
+
+
+def test_same_key_same_bits_and_another_key_other_draws():
+    u, v = ensemble()
+    one, two, other = (columns(sweep_softmax(jax.random.key(s), u, v, GROUPS, EPS)) for s in (0, 0, 1))
+    for name in one:
+        np.testing.assert_array_equal(one[name], two[name])
+    assert (one["cycle"] != other["cycle"]).any()
+
+
+def test_members_may_come_in_any_order_and_one_is_none():
+    u, v = ensemble()
+    one = columns(sweep_softmax(KEY, u, v, GROUPS, EPS))
+    two = columns(sweep_softmax(KEY, u[::-1], v[::-1], GROUPS, EPS))
+    for name in one:
+        np.testing.assert_allclose(one[name], two[name], rtol=1e-3, atol=1e-4)
+    plain, single = (columns(sweep_softmax(KEY, *pair, GROUPS, EPS)) for pair in ((u[0], v[0]), (u[:1], v[:1])))
+    for name in plain:
+        np.testing.assert_array_equal(plain[name], single[name])
+    assert np.isnan(plain["stability"]).all()
+    assert not np.isnan(plain["prediction"]).any()
+
+
+def test_eps_that_does_not_converge_is_not_chosen():
+    pair = views(1.5)  # noisy scores: the largest eps would be best
+    sweep = sweep_softmax(KEY, *pair, GROUPS, (0.1, 4.0, 8.0))
+    assert sweep.converged.tolist() == [1, 1, 0]
+    assert int(np.argmax(sweep.prediction)) == 2
+    assert float(sweep.best) == 4.0
+    assert np.isnan(sweep_softmax(KEY, *pair, GROUPS, (6.0, 7.0, 8.0)).best)
+
+
+def test_treatments_of_one_modality_do_not_count():
+    u, v = views(0.3)
+    sweep = sweep_softmax(KEY, u, v, psa.group(T, np.where(T == 3, 4, T), 5), EPS)
+    kept = T < 3
+    alone = sweep_softmax(KEY, u[kept], v[kept], psa.group(T[kept], T[kept], 3), EPS)
+    for name in ("prediction", "agreement", "reconstruction", "converged"):
+        np.testing.assert_allclose(getattr(sweep, name), getattr(alone, name), atol=1e-4)
+    for name in ("cycle", "entropy"):
+        np.testing.assert_allclose(getattr(sweep, name), getattr(alone, name), rtol=0.1)
+
+
+def test_rows_are_the_table():
+    rows = sweep_softmax(KEY, *views(0.3), GROUPS, EPS).rows()
+    assert [row["eps"] for row in rows] == pytest.approx(EPS)
+    assert list(rows[0]) == ["eps", *CRITERIA, "converged"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"eps": 0.1}, "eps: expected numbers"),
+        ({"eps": [[0.1]]}, "eps: expected numbers"),
+        ({"eps": []}, "eps: expected numbers"),
+        ({"eps": [0.1, 0.0]}, "eps: expected positive"),
+        ({"eps": [0.1, np.nan]}, "eps: expected positive"),
+        ({"u": jnp.ones((239, 6))}, "u: expected scores"),
+        ({"v": jnp.ones(240)}, "v: expected scores"),
+        ({"u": jnp.ones((2, 240, 6)), "v": jnp.ones((3, 240, 6))}, "u, v: expected the same members"),
+        ({"u": jnp.ones((2, 240, 6))}, "u, v: expected the same members"),
+        ({"u": jnp.ones((240, 5))}, "u, v: expected the same members"),
+        ({"u": jnp.ones((240, 1)), "v": jnp.ones((240, 1))}, "u: expected at least two columns"),
+        ({"u": jnp.ones((0, 240, 6)), "v": jnp.ones((0, 240, 6))}, "u: expected at least one member"),
+        ({"repeats": 0}, "repeats: expected"),
+        ({"draws": 0}, "draws: expected"),
+    ],
+)
+def test_bad_input(change, message):
+    given = {"u": jnp.ones((240, 6)), "v": jnp.ones((240, 6)), "eps": [0.1], **change}
+    u, v, eps = given.pop("u"), given.pop("v"), given.pop("eps")
+    with pytest.raises(ValueError, match=message):
+        select_eps(KEY, u, v, GROUPS, eps, **given)
