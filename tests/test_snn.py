@@ -90,7 +90,8 @@ def test_counts_are_sizes_of_intersections():
     lists = np.stack([rng.permutation(11)[:4] for _ in range(5)])
     others = np.stack([rng.permutation(11)[:3] for _ in range(8)])
     expected = [[np.intersect1d(p[p < 10], q[q < 10]).size for q in others] for p in lists]
-    np.testing.assert_array_equal(counts(jnp.asarray(lists), jnp.asarray(others), 10), expected)
+    found = counts((jnp.asarray(lists),), (jnp.asarray(others),), (10,))
+    np.testing.assert_array_equal(found, np.transpose(expected))
 
 
 @pytest.mark.parametrize("matcher", [psa.snn, psa.nearest])
@@ -134,7 +135,7 @@ def test_top_k_of_stretches_is_top_k(seed, m, k, distinct):
 @pytest.mark.parametrize("k", [300, 70_000])
 def test_counts_beyond_a_byte(k):
     lists = jnp.arange(k)[None]
-    assert int(counts(lists, lists, k)[0, 0]) == k
+    assert int(counts((lists,), (lists,), (k,))[0, 0]) == k
 
 
 def test_approximate_search_agrees_on_the_cpu():

@@ -11,6 +11,8 @@ from psa_jax.match.geometry import Absorbed, Transport
 from psa_jax.types import Array, Float, pytree
 
 SHORTEST = 1 / 32
+# Relative residual of the conjugate gradients as a power of the machine epsilon: 7e-5 in float32, 4e-10 in float64.
+CG_POWER = 0.6
 
 
 class Settings(NamedTuple):
@@ -110,7 +112,7 @@ def solve_hessian(
         null = jnp.where(half_b > 0, 1 / jnp.where(half_b > 0, half_b, 1), 0)
         null = null / jnp.linalg.norm(null)
         aim = aim - null * jnp.vdot(null, aim)
-    tol = 10 * float(jnp.finfo(aim.dtype).eps)
+    tol = float(jnp.finfo(aim.dtype).eps) ** CG_POWER
     y = half_b * jax.scipy.sparse.linalg.cg(schur, aim, tol=tol, maxiter=1000)[0]
     return through(y, left)[0], y
 

@@ -8,7 +8,7 @@ from jax.core import Tracer
 from psa_jax.match.cost import pairwise
 from psa_jax.types import Array, Cost, Float, Int, map_rows
 
-CHUNK_ELEMENTS = 2**22
+CHUNK_ELEMENTS = {"cpu": 2**20}
 
 
 def check_k(k: int) -> None:
@@ -44,7 +44,8 @@ def nearest_ids(
             value, ids = _top_k(closeness, k)
         return jnp.where(value > -jnp.inf, ids, m).astype(jnp.int32)
 
-    return map_rows(best, queries, max(1, CHUNK_ELEMENTS // max(m, 1)))
+    held = CHUNK_ELEMENTS.get(jax.default_backend(), 2**24)
+    return map_rows(best, queries, max(1, held // max(m, 1)))
 
 
 def _top_k(values: Float[Array, "n m"], k: int) -> tuple[Array, Array]:
@@ -65,17 +66,23 @@ def _top_k(values: Float[Array, "n m"], k: int) -> tuple[Array, Array]:
     return value, jnp.take_along_axis(chosen, place // width, axis=1) * width + place % width
 
 
-def counts(lists: Int[Array, "n k"], others: Int[Array, "m k"], num_ids: int) -> Int[Array, "n m"]:
-    """How many ids each list shares with each other list `[n, m]`; the id `num_ids` counts for nothing.
+def counts(
+    lists: tuple[Int[Array, "n k"], ...], others: tuple[Int[Array, "m k"], ...], num_ids: tuple[int, ...]
+) -> Int[Array, "m n"]:
+    """How many ids each sample's lists share with each other sample's, list by list, `[m, n]`.
 
-    Lists hold no id twice. Memory is that of the result and of `num_ids x n` small integers.
+    Lists hold no id twice; the id `num_ids` fills up and counts for nothing. Integers are as small as the lengths of
+    the lists allow; memory is that of the result and of `num_ids x n`.
     """
-    small = jnp.uint8 if lists.shape[1] < 256 else jnp.uint16 if lists.shape[1] < 65536 else jnp.uint32
-    member = jnp.zeros((num_ids + 1, lists.shape[0]), small)
-    member = member.at[lists, jnp.arange(lists.shape[0])[:, None]].set(1).at[num_ids].set(0)
+    most = sum(ids.shape[1] for ids in lists)
+    small = jnp.uint8 if most < 2**8 else jnp.uint16 if most < 2**16 else jnp.uint32
+    total = jnp.zeros((others[0].shape[0], lists[0].shape[0]), small)
+    for own, other, num in zip(lists, others, num_ids, strict=True):
+        member = jnp.zeros((num + 1, own.shape[0]), small)
+        member = member.at[own, jnp.arange(own.shape[0])[:, None]].set(1).at[num].set(0)
 
-    def add(total: Array, ids: Array) -> tuple[Array, None]:
-        return total + member[ids], None
+        def add(total: Array, ids: Array, member: Array = member) -> tuple[Array, None]:
+            return total + member[ids], None
 
-    start = jnp.zeros((others.shape[0], lists.shape[0]), small)
-    return jax.lax.scan(add, start, others.T, unroll=2)[0].T
+        total = jax.lax.scan(add, total, other.T, unroll=2)[0]
+    return total

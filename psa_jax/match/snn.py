@@ -25,11 +25,9 @@ class SharedNeighbours:
 
     def __call__(self, left: tuple[Array, Array], right: tuple[Array, Array], args: Array) -> Array:
         """Log weights `[k, m]`, `-inf` where no neighbour is shared; `args` is `2 k_x + 2 k_y`."""
-        sides = left, right
-        fewer, more = (left, right) if left[0].shape[0] <= right[0].shape[0] else (right, left)
-        rows, cols = counts(fewer[0], more[0], self.num_rows), counts(fewer[1], more[1], self.num_cols)
-        shared = rows.astype(args.dtype) + cols.astype(args.dtype)
-        shared = shared if fewer is sides[0] else shared.T
+        flip = left[0].shape[0] > right[0].shape[0]
+        shared = counts(*((right, left) if flip else (left, right)), (self.num_rows, self.num_cols))
+        shared = (shared if flip else shared.T).astype(args.dtype)
         return jnp.where(shared > 0, jnp.log(jnp.where(shared > 0, shared / (args - shared), 1)), -jnp.inf)
 
 
