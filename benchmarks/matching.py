@@ -2,8 +2,9 @@
 
 Everything runs in one process on the device JAX finds, on the same inputs (K realistic logits, Euclidean costs,
 eps 0.05) and to the same L1 error of the marginals, 1e-3. `--large` adds the sizes that want an accelerator; they are
-run by themselves where there is one. Compilation is reported apart; run times are medians, of one run for those
-methods that take minutes, which then do some of the treatments only, as the row says.
+run by themselves where there is one. Compilation is reported apart; run times are medians, of one run for ott-jax, POT
+and scikit-learn, which do some of the treatments only where that takes minutes, as the row says. Peak memory is what the
+process held during the row, what earlier rows left in it included.
 """
 
 import argparse
@@ -20,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import psa_jax as psa
-from benchmarks.tables import HERE, fill_readme, save
+from benchmarks.tables import HERE, fill_readme, markdown, save
 
 EPS, TOL = 0.05, 1e-3
 COMPARED = ((12, 200), (12, 600), (12, 1600))
@@ -102,7 +103,7 @@ def row(method, num_treatments, n, num_logits, first, run, iters, error, cost_er
         "K": num_logits,
         "compile (s)": max(first - run, 0.0) if run else None,
         "run (s)": run or first,
-        "iterations": iters,
+        "iterations": iters or None,
         "ns per pair and iteration": (run or first) / pairs / iters * 1e9 if iters else None,
         "peak (GiB)": peak(),
         "marginal error": error,
@@ -137,16 +138,17 @@ def ours(num_treatments, n, num_logits=12, name="psa_jax", repeats=5, **settings
     return row(name, num_treatments, n, num_logits, first, run, iters, error, cost_error, note)
 
 
-def ott_as_is(num_treatments, n, some=3):
+def ott_alone(num_treatments, n, momentum=1.0, some=3):
     """ott-jax in the log domain, one jitted call for each treatment."""
     from ott.geometry import costs, pointcloud
     from ott.problems.linear import linear_problem
-    from ott.solvers.linear import sinkhorn
+    from ott.solvers.linear import acceleration, sinkhorn
 
     @jax.jit
     def solve(x, y):
         geometry = pointcloud.PointCloud(x, y, cost_fn=costs.Euclidean(), epsilon=EPS)
-        out = sinkhorn.Sinkhorn(threshold=TOL)(linear_problem.LinearProblem(geometry))
+        solver = sinkhorn.Sinkhorn(threshold=TOL, momentum=acceleration.Momentum(value=momentum))
+        out = solver(linear_problem.LinearProblem(geometry))
         return out.f, out.g, out.errors
 
     blocks = [tuple(map(jnp.asarray, logits(n, 1, seed=3 + k)[:2])) for k in range(min(some, num_treatments))]
@@ -159,7 +161,8 @@ def ott_as_is(num_treatments, n, some=3):
     iters = float(np.mean([int((e != -1).sum()) * 10 for *_, e in found]))
     run *= num_treatments / len(blocks)
     note = f"{len(blocks)} treatments run, scaled up" if len(blocks) < num_treatments else ""
-    return row("ott-jax as is", num_treatments, n, 12, first + run, run, iters, *errors(plan, x, y), note)
+    name = "ott-jax as is" if momentum == 1 else f"ott-jax, momentum {momentum}"
+    return row(name, num_treatments, n, 12, first + run, run, iters, *errors(plan, x, y), note)
 
 
 def pot(num_treatments, n, some, backend):
@@ -233,6 +236,42 @@ def shared_neighbours(n, k):
     return mine, row(f"scikit-learn SNN, k = {k}, with a projection", 1, n, 12, other, 0, 0, None, None)
 
 
+def gradient(num_treatments, n):
+    """Value and gradient, with respect to both sides' scores, of a loss through the coupling, beside the value."""
+    blocks = [logits(n, 1, seed=3 + k)[:2] for k in range(num_treatments)]
+    u, v = (jnp.asarray(np.concatenate(side)) for side in zip(*blocks, strict=True))
+    t = np.repeat(np.arange(num_treatments), n)
+    groups, y = psa.group(t, t, num_treatments), jax.random.normal(jax.random.key(0), (t.size, 4))
+    match = psa.blockwise(functools.partial(psa.sinkhorn, eps=EPS, tol=TOL))
+
+    def loss(u, v):
+        return (match(u, v, groups).apply(y) ** 2).sum()
+
+    forward, both = jax.jit(loss), jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))
+    *_, alone = timed(lambda: forward(u, v), 3)
+    reset_peak()
+    _, first, run = timed(lambda: both(u, v), 3)
+    note = f"backward is {(run - alone) / alone:.1f} x forward"
+    return row("psa_jax, loss and gradients", num_treatments, n, 12, first, run, 0, None, None, note)
+
+
+def other_matchers():
+    """Low rank and Gromov-Wasserstein, which have no counterpart here to be compared with."""
+    for name, n, matcher in (
+        ("low rank 16", 20_000, functools.partial(psa.low_rank_sinkhorn, rank=16)),
+        ("Gromov-Wasserstein", 600, psa.gromov_wasserstein),
+        ("Newton to 1e-5", 600, functools.partial(psa.sinkhorn, eps=EPS, tol=1e-5, max_iters=100, newton=20)),
+    ):
+        u, v = (jnp.asarray(side) for side in logits(n, 1)[:2])
+        w, match = jnp.full(n, 1 / n), jax.jit(matcher)
+        reset_peak()
+        found, first, run = timed(lambda match=match, u=u, v=v, w=w: match(u, v, w, w), 1)
+        info = found.info
+        note = f"converged: {bool(info.converged)}; steps"
+        iters, error = int(info.num_iters), float(info.marginal_error)
+        yield row(f"psa_jax, {name}", 1, n, 12, first, run, iters, error, None, note + f" {iters}")
+
+
 def limits():
     """Copy bandwidth in GB/s and float32 matrix product in TFLOP/s, as this process gets them."""
     size, side = (2**28, 8192) if ON_ACCELERATOR else (2**25, 2048)
@@ -245,10 +284,15 @@ def limits():
 
 
 def reached(rows, copy, product):
-    """The share of the copy bandwidth (stored) or of the arithmetic peak (tiles) that the iterations alone explain."""
+    """The share of copy bandwidth (stored) or arithmetic peak (tiles) reached, anneal and checks included.
+
+    Stored kernels are read twice an iteration, 8 bytes a pair; above 1 they stay in the cache. Tiles take about
+    `2 K + 12` operations a pair.
+    """
     for found in rows:
         per_pair = found["ns per pair and iteration"]
-        if not per_pair or not found["method"].startswith("psa_jax"):
+        iterates = found["method"] == "psa_jax" or found["method"].startswith(("psa_jax, tiles", "psa_jax, stored"))
+        if not per_pair or not iterates:
             continue
         if "tiles" in found["method"]:
             found["share of peak"] = (2 * found["K"] + 12) / per_pair / 1e3 / product
@@ -256,6 +300,17 @@ def reached(rows, copy, product):
             found["share of peak"] = 8 / per_pair / copy
     for found in rows:
         found.setdefault("share of peak", None)
+
+
+def compare(rows):
+    """Notes beside our rows how many times faster they are than the others on the same problem."""
+    for mine in rows:
+        if mine["method"] not in ("psa_jax", "psa_jax, tiles"):
+            continue
+        same = [r for r in rows if all(r[name] == mine[name] for name in ("treatments", "n", "K"))]
+        others = [r for r in same if r["method"].startswith(("ott", "POT"))]
+        ratios = [f"{r['run (s)'] / mine['run (s)']:.0f} x {r['method']}" for r in others]
+        mine["note"] = "; ".join([*filter(None, [mine["note"]]), *ratios])
 
 
 def exponents(rows):
@@ -272,8 +327,9 @@ def compared(pot_limit):
     """Rows of every method on 12 treatments, then ours alone against the number of treatments and of logits."""
     for num_treatments, n in COMPARED:
         yield ours(num_treatments, n)
-        yield ours(num_treatments, n, name="psa_jax, tiles", repeats=1, memory=2**20)
-        yield ott_as_is(num_treatments, n)
+        yield ours(num_treatments, n, name="psa_jax, tiles", repeats=1, memory=12 * n * n - 1)
+        yield ott_alone(num_treatments, n)
+        yield ott_alone(num_treatments, n, momentum=1.5)
         some = {200: 12, 600: 3, 1600: 1}[n]
         if n <= pot_limit:
             yield pot(num_treatments, n, some, "numpy")
@@ -286,7 +342,10 @@ def compared(pot_limit):
     for num_logits in (32, 128):
         yield ours(12, 600, num_logits)
     yield many()
-    yield ours(1, 10_000, name="psa_jax, tiles", repeats=1, memory=2**28, max_iters=50)
+    yield ours(1, 10_000, name="psa_jax, tiles, 50 iterations", repeats=1, memory=2**28, max_iters=50)
+    yield gradient(12, 128)
+    yield gradient(12, 600)
+    yield from other_matchers()
     for k in (1, 100):
         yield from shared_neighbours(10_000, k)
 
@@ -344,13 +403,15 @@ def main():
             print(found, file=sys.stderr, flush=True)
             rows.append(found)
     reached(rows, copy, product)
+    compare(rows)
     exponents(rows)
     settings = {"eps": EPS, "tolerance": TOL, "copy (GB/s)": copy, "float32 product (TFLOP/s)": product}
     name = "matching" if not ON_ACCELERATOR else "matching_gpu"
-    table = save(name, settings, rows)
+    save(name, settings, rows)
     plot(rows)
     if not ON_ACCELERATOR:
-        fill_readme("matching", table)
+        shown = [k for k in rows[0] if k not in ("ns per pair and iteration", "share of peak")]
+        fill_readme("matching", markdown([{key: found[key] for key in shown} for found in rows]))
 
 
 if __name__ == "__main__":

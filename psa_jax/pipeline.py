@@ -160,6 +160,8 @@ def align(
         Xi et al., NeurIPS 2024 (arXiv 2404.01595).
     """
     _check(data, query, valid, members, batch_size)
+    if not callable(matcher):
+        raise ValueError(f"matcher: expected a function (u, v, a, b) -> Coupling, got {matcher!r}")
     data = on_host(data)
     query, valid = (None if part is None else on_host(part) for part in (query, valid))
     shared = np.intersect1d(np.asarray(data.a.t), np.asarray(data.b.t))
@@ -168,6 +170,7 @@ def align(
             f"data: expected at least two treatments that both modalities have, got only {shared.tolist()}: a "
             "propensity cannot be estimated (blockwise matches scores of your own)"
         )
+    _check_matcher(matcher, int(shared.size))
     key_split, key_a, key_b = jax.random.split(key, 3)
     aligned = data if query is None else query
     if query is not None and valid is None:
@@ -242,6 +245,14 @@ def _check(data: Unpaired, query: Unpaired | None, valid: Unpaired | None, membe
             ours, theirs = getattr(data, side).x.shape[1:], getattr(other, side).x.shape[1:]
             if ours != theirs:
                 raise ValueError(f"{name}: modality {side}: expected features of shape {ours}, got {theirs}")
+
+
+def _check_matcher(matcher: Callable[..., Any], num_scores: int) -> None:
+    """Traces the matcher on empty shapes: what it refuses is better known before training than after."""
+    u, w = jax.ShapeDtypeStruct((2, num_scores), jnp.float32), jax.ShapeDtypeStruct((2,), jnp.float32)
+    found = jax.eval_shape(matcher, u, u, w, w)
+    if not isinstance(found, Coupling):
+        raise ValueError(f"matcher: expected one Coupling, got {type(found).__name__} (is `k` a tuple?)")
 
 
 def _hold_out(key: KeyArray, data: Unpaired) -> tuple[Unpaired, Unpaired]:

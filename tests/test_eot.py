@@ -266,13 +266,14 @@ def test_bad_settings(settings, message):
         (((4, 2), (5, 2), 3, 5), r"a: expected shape \(4,\)"),
         (((4, 2), (5, 2), 4, 4), r"b: expected shape \(5,\)"),
         (((4, 2), (5, 3), 4, 5), "the same features"),
+        (((0, 2), (5, 2), 0, 5), "u: expected at least one sample"),
     ],
 )
 @pytest.mark.parametrize("matcher", [psa.sinkhorn, psa.snn, psa.nearest, psa.assignment])
 def test_bad_shapes(matcher, shapes, message):
     u, v, n, m = shapes
     with pytest.raises(ValueError, match=message):
-        matcher(jnp.ones(u), jnp.ones(v), uniform(n), uniform(m))
+        matcher(jnp.ones(u), jnp.ones(v), jnp.ones(n), jnp.ones(m))
 
 
 @pytest.mark.parametrize(

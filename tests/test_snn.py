@@ -10,6 +10,7 @@ from problems import pair_of_clouds, ragged, uniform
 from sklearn.neighbors import NearestNeighbors
 
 import psa_jax as psa
+from psa_jax.match.cost import pairwise
 from psa_jax.match.neighbours import _top_k, counts, nearest_ids
 
 
@@ -78,7 +79,7 @@ def test_all_zero_scores_are_reported():
 
 def test_nearest_neighbours_of_scikit_learn():
     u, v = pair_of_clouds(30, 40)
-    ids = nearest_ids(u, v, jnp.ones(40, bool), 7, psa.euclidean)
+    ids = nearest_ids(u, v, jnp.ones(40, bool), 7, functools.partial(pairwise, psa.euclidean))
     np.testing.assert_array_equal(ids, NearestNeighbors(n_neighbors=7).fit(v).kneighbors(u)[1])
     plan = np.asarray(psa.nearest(u, v, uniform(30), uniform(40), k=7).dense())
     np.testing.assert_allclose(plan[np.arange(30)[:, None], ids], 1 / 210, rtol=1e-6)

@@ -221,8 +221,11 @@ def test_one_compilation_for_data_of_one_shape():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"memory": 0}, "newton, memory: expected"),
-        ({"newton": -1}, "newton, memory: expected"),
+        ({"memory": 0}, "memory: expected at least 1"),
+        ({"newton": -1}, "newton: expected at least 0"),
+        ({"newton": 1.5}, "newton: expected at least 0"),
+        ({"max_iters": 10.0}, "max_iters: expected at least 1"),
+        ({"cost": "euclidean"}, "cost: expected a function"),
         ({"newton": 1, "absorb": False}, "newton: expected 0 with absorb=False"),
     ],
 )
@@ -237,3 +240,39 @@ def test_gradients_at_coincident_points_are_finite(variant):
     u = jnp.concatenate([jnp.ones((4, 2)), jnp.arange(8.0).reshape(4, 2)])
     gradient = jax.grad(lambda u: psa.sinkhorn(u, u, uniform(8), uniform(8), **variant).apply(jnp.arange(8.0)).sum())(u)
     chex.assert_tree_all_finite(gradient)
+
+
+@pytest.mark.parametrize("matcher", [functools.partial(psa.sinkhorn, eps=0.1), psa.nearest, psa.assignment, psa.snn])
+def test_a_common_offset_of_the_scores_survives_padding(matcher):
+    x = np.array([[0.1], [1.2], [2.3]], np.float32)
+    x = np.concatenate([np.ones_like(x), x], axis=1) if matcher is psa.snn else x + np.float32(1e4)
+    u, a = pad(jnp.asarray(x), 9), pad(uniform(3), 9)
+    C = matcher(u, u, a, a)
+    np.testing.assert_allclose(C.apply(jnp.arange(12.0))[:3], [0, 1, 2], atol=1e-2)
+
+
+@pytest.mark.parametrize("settings", [{}, {"memory": TILES}, {"absorb": False}])
+def test_distant_clusters_are_matched_within(settings):
+    x = jnp.asarray([[0.1], [1.2], [2.3]])
+    u = jnp.concatenate([x, x + 1e4])
+    C = psa.sinkhorn(u, u, uniform(6), uniform(6), eps=0.1, **settings)
+    assert bool(C.info.converged)
+    np.testing.assert_allclose(jnp.diag(C.dense()) * 6, 1, atol=0.05)
+
+
+@pytest.mark.parametrize("fill", [jnp.nan, jnp.inf, 1e6])
+@pytest.mark.parametrize("settings", [{}, {"memory": TILES}])
+def test_what_padding_holds_reaches_nothing(fill, settings):
+    u, v = pair_of_clouds(9, 8)
+    w = jnp.arange(9.0)
+
+    def loss(inputs, rows):
+        u, v = (jnp.concatenate([x, jnp.full((rows, 3), fill, x.dtype)]) for x in inputs)
+        a, b = (pad(uniform(n), rows) for n in (9, 8))
+        C = psa.sinkhorn(u, v, a, b, eps=0.3, tol=1e-5, **settings)
+        return (C.apply(jnp.arange(8.0 + rows))[:9] * w).sum()
+
+    value, gradient = jax.value_and_grad(loss)((u, v), 4)
+    expected, without = jax.value_and_grad(loss)((u, v), 0)
+    np.testing.assert_allclose(value, expected, rtol=1e-4)
+    chex.assert_trees_all_close(gradient, without, atol=2e-3, rtol=1e-3)

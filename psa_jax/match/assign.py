@@ -8,7 +8,7 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from psa_jax.coupling import Coupling, Info, masked
-from psa_jax.match.cost import check, euclidean, pairwise
+from psa_jax.match.cost import check, euclidean, fill_padding, pairwise
 from psa_jax.types import Array, Cost, Float, Int
 
 
@@ -50,7 +50,7 @@ def assignment(
         [0, 1, -1]
     """
     check(u, v, a, b)
-    costs = pairwise(cost, u, v)
+    costs = pairwise(cost, fill_padding(u, a), fill_padding(v, b))
     column = jax.pure_callback(
         _assign,
         jax.ShapeDtypeStruct(a.shape, jnp.int32),

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 
 from psa_jax.types import Array, Cost, Float
 
+MOST_DIFFERENCES = 32
+
 
 def squared_euclidean(x: Float[Array, " d"], y: Float[Array, " d"]) -> Float[Array, ""]:
     """`|x - y|²`.
@@ -42,19 +44,35 @@ def cosine(x: Float[Array, " d"], y: Float[Array, " d"]) -> Float[Array, ""]:
 def pairwise(cost: Cost, u: Float[Array, "n ..."], v: Float[Array, "m ..."]) -> Float[Array, "n m"]:
     """The cost of every row of `u` with every row of `v`, `[n, m]`.
 
-    The three costs of this module are evaluated for all pairs by one matrix product, in full precision, of samples
-    centred on `v`; any other cost pair by pair.
+    Euclidean distances of up to 32 features are sums of squared differences, exact for near samples far from the rest;
+    of more features they come from one matrix product, in full precision, of samples centred on `v`.
     """
     if cost not in (euclidean, squared_euclidean, cosine):
         return jax.vmap(jax.vmap(cost, (None, 0)), (0, None))(u, v)
     u, v = (x.reshape(x.shape[0], -1) for x in (u, v))
     if cost is cosine:
         return 1 - _product(_direction(u), _direction(v))
-    anchor = jax.lax.stop_gradient(jnp.where(jnp.isfinite(v), v, 0).mean(0, keepdims=True))
+    if u.shape[1] <= MOST_DIFFERENCES:
+        squares = ((u[:, :, None] - v.T[None]) ** 2).sum(1)
+    else:
+        squares = squares_by_product(u, v)
+    return squares if cost is squared_euclidean else _safe_sqrt(squares)
+
+
+def squares_by_product(u: Float[Array, "n d"], v: Float[Array, "m d"]) -> Float[Array, "n m"]:
+    """Squared distances by one matrix product; their error is that of the squared distances from the mean of `v`."""
+    anchor = jax.lax.stop_gradient(v.mean(0, keepdims=True))
     x, y = u - anchor, v - anchor
     squares = (x * x).sum(1)[:, None] + (y * y).sum(1)[None] - 2 * _product(x, y)
-    squares = jnp.where(squares < 0, 0, squares)
-    return squares if cost is squared_euclidean else _safe_sqrt(squares)
+    return jnp.where(squares < 0, 0, squares)
+
+
+def fill_padding(x: Float[Array, "n ..."], weights: Float[Array, " n"]) -> Float[Array, "n ..."]:
+    """Samples of zero weight replaced by the mean of the others: what padding holds, NaN too, reaches nothing."""
+    real = (weights > 0).reshape(-1, *[1] * (x.ndim - 1))
+    count = jnp.maximum(real.sum(), 1).astype(x.dtype)
+    mean = jax.lax.stop_gradient(jnp.where(real, x, 0).sum(0, keepdims=True) / count)
+    return jnp.where(real, x, mean)
 
 
 def all_finite(x: Float[Array, "n ..."], real: Array) -> Array:
@@ -65,8 +83,12 @@ def all_finite(x: Float[Array, "n ..."], real: Array) -> Array:
 def check(u: Any, v: Any, a: Any, b: Any) -> None:
     """Raises a `ValueError` unless `u [n, ...]`, `v [m, ...]`, `a [n]`, `b [m]` fit together."""
     for name, scores, weight_name, weights in (("u", u, "a", a), ("v", v, "b", b)):
+        if not hasattr(scores, "ndim") or not hasattr(weights, "shape"):
+            raise ValueError(f"{name}, {weight_name}: expected arrays, got {type(scores)} and {type(weights)}")
         if scores.ndim < 2:
             raise ValueError(f"{name}: expected rank 2 or more, [samples, ...], got shape {scores.shape}")
+        if not scores.shape[0]:
+            raise ValueError(f"{name}: expected at least one sample, got shape {scores.shape}")
         if weights.shape != scores.shape[:1]:
             raise ValueError(
                 f"{weight_name}: expected shape {scores.shape[:1]}, one weight for each row of {name}, "

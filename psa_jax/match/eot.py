@@ -11,7 +11,7 @@ import numpy as np
 from jax.core import Tracer
 
 from psa_jax.coupling import Coupling, Info, masked
-from psa_jax.match.cost import check, euclidean, pairwise
+from psa_jax.match.cost import check, euclidean, fill_padding, pairwise
 from psa_jax.match.dual import Settings
 from psa_jax.match.geometry import Transport, log_density
 from psa_jax.match.solve import potentials
@@ -141,14 +141,17 @@ def sinkhorn(
         if isinstance(tau, Tracer):
             raise ValueError(f"{name}: expected a number known at trace time (it is static), got a traced value")
         check_range(name, tau, "a number in (0, 1]", low=0.0, high=1.0)
-    if isinstance(max_iters, Tracer) or max_iters < 1:
-        raise ValueError(f"max_iters: expected at least 1, known at trace time (it is static), got {max_iters}")
-    if newton < 0 or memory < 1:
-        raise ValueError(f"newton, memory: expected at least 0 and at least 1, got {newton} and {memory}")
+    if not callable(cost):
+        raise ValueError(f"cost: expected a function of one pair, ([d], [d]) -> [], got {cost!r}")
+    for name, value, least in (("max_iters", max_iters, 1), ("memory", memory, 1), ("newton", newton, 0)):
+        if isinstance(value, Tracer) or not isinstance(value, int | np.integer) or value < least:
+            raise ValueError(
+                f"{name}: expected at least {least}, an integer known at trace time (it is static), got {value!r}"
+            )
     if not absorb and newton:
         raise ValueError("newton: expected 0 with absorb=False, which is ott-jax as it is")
-    settings = Settings(float(tau_a), float(tau_b), max_iters, absorb, newton)
-    return _sinkhorn(u, v, a, b, eps, tol, settings, cost, memory if absorb else sys.maxsize)
+    settings = Settings(float(tau_a), float(tau_b), int(max_iters), bool(absorb), int(newton))
+    return _sinkhorn(u, v, a, b, eps, tol, settings, cost, int(memory) if absorb else sys.maxsize)
 
 
 @functools.partial(jax.jit, static_argnames=("settings", "cost", "memory"))
@@ -157,6 +160,7 @@ def _sinkhorn(
 ) -> Coupling:
     dtype = jnp.float64 if jax.config.jax_enable_x64 else float_dtype(u, v)  # type: ignore[attr-defined]
     u, v, a, b = (x.astype(dtype) for x in (u, v, a, b))
+    u, v = fill_padding(u, a), fill_padding(v, b)
     n, m = u.shape[0], v.shape[0]
     tiled = STORED_COPIES * n * m * a.dtype.itemsize > memory
     block = tile_rows(m, a.dtype, memory) if tiled else n

@@ -15,7 +15,7 @@ from ott.solvers.linear.sinkhorn import Sinkhorn
 from ott.solvers.quadratic.gromov_wasserstein_lr import LRGromovWasserstein
 
 from psa_jax.coupling import Coupling, Info, masked
-from psa_jax.match.cost import all_finite, euclidean, pairwise
+from psa_jax.match.cost import all_finite, euclidean, fill_padding, pairwise
 from psa_jax.match.distances import plain_distances
 from psa_jax.match.eot import Relative, check_range
 from psa_jax.match.low_rank import factored
@@ -47,9 +47,11 @@ def gromov_wasserstein(
 
     `min_P sum_ijkl (D_ik - D'_jl)² P_ij P_kl + eps KL(P | a b^T)` over plans with marginals `a` and `b`, where `D` and
     `D'` are the distances within each side; the two modalities need no common features. The problem is not convex: the
-    result is a local optimum, found from the product of the weights; mirror images cannot be told apart. With `rank`
-    the plan is `q diag(1/g) r^T` and `eps` weighs the entropies of `q`, `r` and `g` instead (0 is allowed); it starts
-    from the order of the samples' mean distances. Distances are stored, `n² + m²`; a plan of no `rank`, `n m`.
+    result is a local optimum, found from the product of the weights; mirror images cannot be told apart. Where several
+    optima are as near (distances by hops have many equal values), rounding decides between them: in float32 another
+    order of the samples, or padding, may then give another one; enable x64 for plans that do not depend on it. With
+    `rank` the plan is `q diag(1/g) r^T` and `eps` weighs the entropies of `q`, `r` and `g` instead (0 is allowed); it
+    starts from the order of the samples' mean distances. Distances are stored, `n² + m²`; a plan of no `rank`, `n m`.
 
     Args:
         x: samples or scores `[n, p]`.
@@ -143,8 +145,8 @@ def fused_gromov_wasserstein(
     """
     (u, x), (v, y) = _parts("u", u), _parts("v", v)
     for name, side, weight_name, weights in (("u", (u, x), "a", a), ("v", (v, y), "b", b)):
-        for part in side:
-            _check_sides(name, part, weight_name, weights)
+        for part, what in zip(side, (f"{name}'s scores", f"{name}'s features"), strict=True):
+            _check_sides(what, part, weight_name, weights)
     if u.shape[1:] != v.shape[1:]:
         raise ValueError(f"u, v: expected scores with the same features, got shapes {u.shape} and {v.shape}")
     _check_settings(distances, eps, tol, max_iters, None)
@@ -183,7 +185,11 @@ def _match(
     (x, y), scores, a, b, eps, alpha, tol = cast((features, scores, a, b, eps, alpha, tol))
     (dx, far_a), (dy, far_b) = _within(distances, x, a), _within(distances, y, b)
     pairs = (a > 0)[:, None] & (b > 0)[None]
-    costs = None if scores is None else jnp.where(pairs, pairwise(cost, *scores), 0)
+    costs = (
+        None
+        if scores is None
+        else jnp.where(pairs, pairwise(cost, fill_padding(scores[0], a), fill_padding(scores[1], b)), 0)
+    )
     problem = _Problem(dx, dy, costs, alpha, a, b)
     eps = eps.scale * _spread(problem) if isinstance(eps, Relative) else eps
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
@@ -302,7 +308,7 @@ def _deviation(variance: Array) -> Array:
 def _within(distances: Distances, x: Array, weights: Array) -> tuple[Array, Array]:
     """Distances `[n, n]`, zero at padding, the largest where there is no path; and the share of pairs without one."""
     n, real = x.shape[0], weights > 0
-    d = jax.lax.stop_gradient(distances(x, real))
+    d = jax.lax.stop_gradient(distances(fill_padding(x, weights), real))
     if d.shape != (n, n):
         raise ValueError(f"distances: expected a function to shape {(n, n)}, one for each pair, got {d.shape}")
     pairs = real[:, None] & real[None]
@@ -314,16 +320,16 @@ def _within(distances: Distances, x: Array, weights: Array) -> tuple[Array, Arra
 
 def _parts(name: str, side: Any) -> tuple[Any, Any]:
     """Scores and features of one side."""
-    if not isinstance(side, tuple):
+    if not isinstance(side, tuple | list):
         return side, side
     if len(side) != 2:
-        raise ValueError(f"{name}: expected (scores, features), got a tuple of {len(side)}")
-    return side
+        raise ValueError(f"{name}: expected (scores, features), got {len(side)} arrays")
+    return side[0], side[1]
 
 
 def _check_sides(name: str, x: Any, weight_name: str, weights: Any) -> None:
-    if x.ndim < 2:
-        raise ValueError(f"{name}: expected rank 2 or more, [samples, ...], got shape {x.shape}")
+    if x.ndim < 2 or not x.shape[0]:
+        raise ValueError(f"{name}: expected [samples, ...] with at least one sample, got shape {x.shape}")
     if weights.shape != x.shape[:1]:
         raise ValueError(
             f"{weight_name}: expected shape {x.shape[:1]}, one weight for each row of {name}, got {weights.shape}"

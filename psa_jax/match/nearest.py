@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from psa_jax.coupling import Coupling, Info, masked
-from psa_jax.match.cost import all_finite, check, euclidean
+from psa_jax.match.cost import all_finite, check, euclidean, fill_padding, pairwise
 from psa_jax.match.neighbours import check_k, nearest_ids
 from psa_jax.types import Array, Cost, Float
 
@@ -63,7 +63,7 @@ def nearest(
 @functools.partial(jax.jit, static_argnames=("k", "cost"))
 def _nearest(u: Array, v: Array, a: Array, b: Array, k: int, cost: Cost) -> Coupling:
     m = v.shape[0]
-    columns = nearest_ids(u, v, b > 0, k, cost)
+    columns = nearest_ids(u, fill_padding(v, b), b > 0, k, functools.partial(pairwise, cost))
     used = jnp.minimum(k, (b > 0).sum())
     log_mass = jnp.log(jnp.where(a > 0, a, 1)) - jnp.log(used.astype(a.dtype))
     left = columns, jnp.broadcast_to(log_mass[:, None], columns.shape)

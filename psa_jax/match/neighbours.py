@@ -1,19 +1,20 @@
 """Exact nearest neighbours within one treatment, found chunk by chunk."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from psa_jax.match.cost import pairwise
-from psa_jax.types import Array, Cost, Float, Int, map_rows
+from psa_jax.types import Array, Float, Int, map_rows
 
 CHUNK_ELEMENTS = {"cpu": 2**20}
 
 
 def check_k(k: int) -> None:
     """Raises a `ValueError` unless `k` is a positive integer."""
-    if isinstance(k, Tracer) or not isinstance(k, int | np.integer):
+    if isinstance(k, Tracer | bool) or not isinstance(k, int | np.integer):
         raise ValueError(f"k: expected an integer known at trace time (it is static), got {k!r}")
     if k < 1:
         raise ValueError(f"k: expected at least 1, got {k}")
@@ -24,11 +25,13 @@ def nearest_ids(
     points: Float[Array, "m d"],
     real: Array,
     k: int,
-    cost: Cost,
+    costs: Callable[[Array, Array], Array],
     *,
     approximate: bool = False,
 ) -> Int[Array, "n k"]:
     """The `k` points of least cost for each query `[n, min(k, m)]`, nearest first, the lower id among equals.
+
+    `costs` maps some queries and all points to `[k, m]`.
 
     Where fewer than `k` points are real the list is filled with `m`, which is no point. With `approximate` the search
     is XLA's `approx_max_k`, which on TPUs finds 95 % of them and elsewhere all.
@@ -37,7 +40,7 @@ def nearest_ids(
     k = min(k, m)
 
     def best(rows: Array) -> Array:
-        closeness = jnp.where(real[None], -pairwise(cost, rows, points), -jnp.inf)
+        closeness = jnp.where(real[None], -costs(rows, points), -jnp.inf)
         if approximate:
             value, ids = jax.lax.approx_max_k(closeness, k)
         else:

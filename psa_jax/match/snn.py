@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from psa_jax.coupling import Coupling, Info, masked
-from psa_jax.match.cost import all_finite, check, squared_euclidean
+from psa_jax.match.cost import all_finite, check, fill_padding, squares_by_product
 from psa_jax.match.neighbours import check_k, counts, nearest_ids
 from psa_jax.types import Array, Float, float_dtype
 
@@ -73,21 +73,21 @@ def snn(
         Xi et al., NeurIPS 2024 (arXiv 2404.01595), section 4.
     """
     check(u, v, a, b)
-    several = k if isinstance(k, tuple) else (k,)
+    several = tuple(k) if isinstance(k, tuple | list) else (k,)
     if not several:
         raise ValueError("k: expected at least one number of neighbours, got an empty tuple")
     for each in several:
         check_k(each)
     couplings = _snn(u, v, a, b, several, approximate)
-    return couplings if isinstance(k, tuple) else couplings[0]
+    return couplings if isinstance(k, tuple | list) else couplings[0]
 
 
 @functools.partial(jax.jit, static_argnames=("several", "approximate"))
 def _snn(u: Array, v: Array, a: Array, b: Array, several: tuple[int, ...], approximate: bool) -> tuple[Coupling, ...]:
     n, m = u.shape[0], v.shape[0]
     real_a, real_b = a > 0, b > 0
-    x, y = (_unit(scores.reshape(scores.shape[0], -1)) for scores in (u, v))
-    search = functools.partial(nearest_ids, k=max(several), cost=squared_euclidean, approximate=approximate)
+    x, y = (_unit(fill_padding(scores.reshape(scores.shape[0], -1), w)) for scores, w in ((u, a), (v, b)))
+    search = functools.partial(nearest_ids, k=max(several), costs=squares_by_product, approximate=approximate)
     left, right = ((search(side, x, real_a), search(side, y, real_b)) for side in (x, y))
     finite = all_finite(u, real_a) & all_finite(v, real_b)
     zero_norm = (real_a & (x == 0).all(1)).sum() + (real_b & (y == 0).all(1)).sum()
@@ -106,5 +106,7 @@ def _snn(u: Array, v: Array, a: Array, b: Array, several: tuple[int, ...], appro
 
 
 def _unit(x: Array) -> Array:
+    top = jnp.abs(x).max(1, keepdims=True)
+    x = x / jnp.where(top > 0, top, 1)
     norm = jnp.linalg.norm(x, axis=1, keepdims=True)
     return x / jnp.where(norm > 0, norm, 1)
