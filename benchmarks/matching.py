@@ -3,8 +3,8 @@
 Everything runs in one process on the device JAX finds, on the same inputs (K realistic logits, Euclidean costs,
 eps 0.05) and to the same L1 error of the marginals, 1e-3. `--large` adds the sizes that want an accelerator; they are
 run by themselves where there is one. Compilation is reported apart; run times are medians, of one run for ott-jax, POT
-and scikit-learn, which do some of the treatments only where that takes minutes, as the row says. Peak memory is what the
-process held during the row, what earlier rows left in it included.
+and scikit-learn, which do some of the treatments only where that takes minutes, as the row says. Peak memory is what
+the process held during the row, what earlier rows left in it included.
 """
 
 import argparse
