@@ -14,6 +14,7 @@ from problems import pair_of_clouds, ragged, uniform
 from test_eot import directional, pad
 
 import psa_jax as psa
+from psa_jax.match.cost import pairwise
 
 TILES = 3 * 8 * 20
 exact = functools.partial(psa.sinkhorn, tol=1e-11, max_iters=20000)
@@ -276,3 +277,15 @@ def test_what_padding_holds_reaches_nothing(fill, settings):
     expected, without = jax.value_and_grad(loss)((u, v), 0)
     np.testing.assert_allclose(value, expected, rtol=1e-4)
     chex.assert_trees_all_close(gradient, without, atol=2e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("dim", [3, 40])
+def test_derivatives_of_costs_by_products(x64, dim):
+    u, v = pair_of_clouds(5, 4, dim=dim, dtype=jnp.float64)
+    for cost in (psa.euclidean, psa.squared_euclidean, psa.cosine):
+        found = functools.partial(pairwise, cost)
+        plain = jax.vmap(jax.vmap(cost, (None, 0)), (0, None))
+        np.testing.assert_allclose(found(u, v), plain(u, v), rtol=1e-9)
+        for jacobian in (jax.jacfwd, jax.jacrev):
+            for ours, theirs in zip(jacobian(found, (0, 1))(u, v), jacobian(plain, (0, 1))(u, v), strict=True):
+                np.testing.assert_allclose(ours, theirs, atol=1e-9)

@@ -53,10 +53,25 @@ def pairwise(cost: Cost, u: Float[Array, "n ..."], v: Float[Array, "m ..."]) -> 
     if cost is cosine:
         return 1 - _product(_direction(u), _direction(v))
     if u.shape[1] <= MOST_DIFFERENCES:
-        squares = ((u[:, :, None] - v.T[None]) ** 2).sum(1)
+        squares = _squared_differences(u, v)
     else:
         squares = squares_by_product(u, v)
     return squares if cost is squared_euclidean else _safe_sqrt(squares)
+
+
+@jax.custom_jvp
+def _squared_differences(u: Array, v: Array) -> Array:
+    return ((u[:, :, None] - v.T[None]) ** 2).sum(1)
+
+
+@_squared_differences.defjvp
+def _differential(primals: Any, tangents: Any) -> tuple[Array, Array]:
+    """By products, of samples centred on `v`: the transpose of differences would be summed feature by feature."""
+    (u, v), (du, dv) = primals, tangents
+    anchor = v.mean(0, keepdims=True)
+    x, y = u - anchor, v - anchor
+    change = (x * du).sum(1)[:, None] + (y * dv).sum(1)[None] - _product(du, y) - _product(x, dv)
+    return _squared_differences(u, v), 2 * change
 
 
 def squares_by_product(u: Float[Array, "n d"], v: Float[Array, "m d"]) -> Float[Array, "n m"]:

@@ -14,7 +14,7 @@ from psa_jax.coupling import Coupling, Info, masked
 from psa_jax.match.cost import check, euclidean, fill_padding, pairwise
 from psa_jax.match.dual import Settings
 from psa_jax.match.geometry import Transport, log_density
-from psa_jax.match.solve import potentials
+from psa_jax.match.solve import LEVEL_STEPS, anneal_levels, potentials
 from psa_jax.types import Array, Cost, Float, float_dtype, map_rows, pytree
 
 ROUNDING_ERRORS = 1e5
@@ -115,10 +115,10 @@ def sinkhorn(
     Returns:
         A coupling whose mass is the plan. An infinite cost forbids its pair. `info.details`: `eps` as used, `residual`,
         what was compared with `tol`, `row_error` and `col_error`, the L1 errors of the marginals, `mass`, the total of
-        the plan, `rounding`, the error of the log masses from rounding costs over eps, `rounds` (absorptions),
-        `newton_steps`, and which path ran: `absorbed`, `tiled`. `info.converged` is False, never an exception, if
-        `tol` was not reached, or if eps is so small that `rounding` exceeds 0.1 (enable x64 then). Differentiable
-        (reverse mode) in `u`, `v`, `a`, `b` and `eps`.
+        the plan, `rounding`, the error of the log masses from rounding costs over eps, `anneal_steps` (before
+        `num_iters` counts), `rounds` (absorptions), `newton_steps`, and which path ran: `absorbed`, `tiled`.
+        `info.converged` is False, never an exception, if `tol` was not reached, or if eps is so small that `rounding`
+        exceeds 0.1 (enable x64 then). Differentiable (reverse mode) in `u`, `v`, `a`, `b` and `eps`.
 
     Raises:
         ValueError: ranks and lengths that do not fit; eps, tau, tol or max_iters out of range if they are known when
@@ -179,6 +179,7 @@ def _sinkhorn(
         "row_error": report.row_error,
         "col_error": report.col_error,
         "rounding": float(jnp.finfo(dtype).eps) * largest / eps,
+        "anneal_steps": (LEVEL_STEPS * int(settings.absorb) * anneal_levels(scale, eps)).astype(jnp.int32),
         "rounds": report.rounds,
         "newton_steps": report.newton_steps,
         "absorbed": jnp.asarray(settings.absorb),

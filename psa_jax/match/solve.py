@@ -143,6 +143,12 @@ class _Loop(Sinkhorn):
         return (iteration > 0) & (~jnp.isfinite(error) | ((now >= 3) & (error > before)))
 
 
+def anneal_levels(spread: Array, eps: Array) -> Array:
+    """How many values of eps above the last the anneal visits, `LEVEL_STEPS` steps each."""
+    levels = jnp.ceil(jnp.log2(jnp.maximum(COARSEST * spread / eps, 1)))
+    return jnp.minimum(levels, MAX_LEVELS)
+
+
 def _anneal(settings: Settings, problem: Transport, spread: Array) -> tuple[Array, Array]:
     """Potentials from a few steps at each of a falling sequence of eps, halved from an eighth of the costs' spread.
 
@@ -167,8 +173,7 @@ def _anneal(settings: Settings, problem: Transport, spread: Array) -> tuple[Arra
         f, g = jax.lax.fori_loop(0, LEVEL_STEPS, step, (f, g))
         return f, g, ratio / 2
 
-    levels = jnp.ceil(jnp.log2(jnp.maximum(COARSEST * spread / eps, 1)))
-    top = 2.0 ** jnp.minimum(levels, MAX_LEVELS)
+    top = 2.0 ** anneal_levels(spread, eps)
     f, g = problem.log_sweep(jnp.zeros_like(a), jnp.zeros_like(b), top * eps)
     return jax.lax.while_loop(lambda state: state[2] > 1.5, level, (f, g, top))[:2]
 
