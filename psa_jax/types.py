@@ -58,6 +58,11 @@ def float_dtype(*arrays: Array) -> Any:
         return jax.dtypes.canonicalize_dtype(jnp.result_type(jnp.float32, *floats))
 
 
+def solver_dtype(*arrays: Array) -> Any:
+    """The floating type to solve in: float64 if x64 is enabled, whatever the arrays have, else `float_dtype`."""
+    return jnp.dtype(jnp.float64) if jax.config.read("jax_enable_x64") else float_dtype(*arrays)
+
+
 def map_rows(fn: Any, rows: PyTree, chunk: int) -> PyTree:
     """Applies `fn` to the leading axis of `rows`, at most `chunk` rows at a time.
 
@@ -98,6 +103,7 @@ __all__ = [
     "map_rows",
     "pytree",
     "size",
+    "solver_dtype",
     "static",
     "take",
 ]

@@ -15,7 +15,7 @@ from psa_jax.match.cost import check, euclidean, fill_padding, pairwise
 from psa_jax.match.dual import Settings
 from psa_jax.match.geometry import Transport, log_density
 from psa_jax.match.solve import LEVEL_STEPS, anneal_levels, potentials
-from psa_jax.types import Array, Cost, Float, float_dtype, map_rows, pytree
+from psa_jax.types import Array, Cost, Float, map_rows, pytree, solver_dtype
 
 ROUNDING_ERRORS = 1e5
 MEMORY = 2**31
@@ -158,7 +158,7 @@ def sinkhorn(
 def _sinkhorn(
     u: Array, v: Array, a: Array, b: Array, eps: Any, tol: Any, settings: Settings, cost: Cost, memory: int
 ) -> Coupling:
-    dtype = jnp.float64 if jax.config.jax_enable_x64 else float_dtype(u, v)  # type: ignore[attr-defined]
+    dtype = solver_dtype(u, v)
     u, v, a, b = (x.astype(dtype) for x in (u, v, a, b))
     u, v = fill_padding(u, a), fill_padding(v, b)
     n, m = u.shape[0], v.shape[0]
@@ -214,13 +214,12 @@ def _spread(
 
         def rows(chunk: Any) -> Array:
             own, weight = chunk
-            costs = own if u is None else pairwise(cost, own, v)
-            weights = jnp.where(costs < jnp.inf, weight[:, None] * b[None], 0)
-            return of(jnp.where(weights > 0, costs, 0), weights)
+            found = pairwise(cost, own, v) if costs is None else own
+            weights = jnp.where(found < jnp.inf, weight[:, None] * b[None], 0)
+            return of(jnp.where(weights > 0, found, 0), weights)
 
-        return map_rows(rows, (costs if u is None else u, a), block)
+        return map_rows(rows, (u if costs is None else costs, a), block)
 
-    u = u if costs is None else None  # type: ignore[assignment]
     found = total(lambda c, w: jnp.stack([(w * c).sum(1), w.sum(1), jnp.abs(c).max(1)], 1))
     sums, largest = found[:, :2].sum(0), found[:, 2].max()
     weight = jnp.where(sums[1] > 0, sums[1], 1)

@@ -19,7 +19,7 @@ from psa_jax.match.cost import all_finite, euclidean, fill_padding, pairwise
 from psa_jax.match.distances import plain_distances
 from psa_jax.match.eot import Relative, check_range
 from psa_jax.match.low_rank import factored
-from psa_jax.types import Array, Cost, Float, float_dtype, pytree
+from psa_jax.types import Array, Cost, Float, pytree, solver_dtype
 
 Distances = Callable[[Any, Any], Any]
 DEFAULT_EPS = Relative(0.05)
@@ -180,7 +180,7 @@ def _match(
     max_iters: int,
     rank: int | None,
 ) -> Coupling:
-    dtype = jnp.float64 if jax.config.jax_enable_x64 else float_dtype(*features)  # type: ignore[attr-defined]
+    dtype = solver_dtype(*features)
     cast = functools.partial(jax.tree.map, lambda leaf: jax.lax.stop_gradient(jnp.asarray(leaf, dtype)))
     (x, y), scores, a, b, eps, alpha, tol = cast((features, scores, a, b, eps, alpha, tol))
     (dx, far_a), (dy, far_b) = _within(distances, x, a), _within(distances, y, b)
@@ -223,7 +223,8 @@ def _full_rank(p: _Problem, eps: Array, tol: Array, max_iters: int) -> tuple[Arr
     a, b = _never_zero(p.a), _never_zero(p.b)
     squares = (p.dx**2 @ a)[:, None] + (p.dy**2 @ b)[None]
     across = 0 if p.costs is None else (1 - p.alpha) * p.costs
-    linear = Sinkhorn(threshold=0.25 * tol, max_iterations=LINEAR_ITERS, inner_iterations=10)  # type: ignore[arg-type]
+    threshold: Any = 0.25 * tol
+    linear = Sinkhorn(threshold=threshold, max_iterations=LINEAR_ITERS, inner_iterations=10)
 
     def step(state: tuple[Array, ...]) -> tuple[Array, ...]:
         log_plan, f, g, _, num_iters = state

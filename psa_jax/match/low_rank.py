@@ -12,7 +12,7 @@ from ott.solvers.linear.sinkhorn_lr import LRSinkhorn
 from psa_jax.coupling import Coupling, Info, masked
 from psa_jax.match.cost import _direction, check, cosine, squared_euclidean
 from psa_jax.match.eot import check_range
-from psa_jax.types import Array, Cost, Float, float_dtype
+from psa_jax.types import Array, Cost, Float, solver_dtype
 
 CHANGE_PER_TOL = 10.0
 PROJECTION_PER_TOL = 3.0
@@ -107,7 +107,7 @@ def low_rank_sinkhorn(
 def _low_rank(
     u: Array, v: Array, a: Array, b: Array, gamma: Any, tol: Any, rank: int, max_iters: int, cost: Cost
 ) -> Coupling:
-    dtype = jnp.float64 if jax.config.jax_enable_x64 else float_dtype(u, v)  # type: ignore[attr-defined]
+    dtype = solver_dtype(u, v)
     u, v, a, b = jax.lax.stop_gradient(tuple(x.astype(dtype) for x in (u, v, a, b)))
     gamma, tol = (jax.lax.stop_gradient(jnp.asarray(x, dtype)) for x in (gamma, tol))
     u, v = (x.reshape(x.shape[0], -1) for x in (u, v))
