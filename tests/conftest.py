@@ -17,6 +17,13 @@ def strict():
         yield
 
 
+@pytest.fixture(autouse=True, scope="module")
+def forget_programs():
+    """Frees each module's compiled programs: thousands of them in one process exhaust the memory maps Linux allows."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture
 def x64():
     """Double precision for one test."""
