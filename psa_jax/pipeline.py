@@ -250,9 +250,15 @@ def _check(data: Unpaired, query: Unpaired | None, valid: Unpaired | None, membe
 def _check_matcher(matcher: Callable[..., Any], num_scores: int) -> None:
     """Traces the matcher on empty shapes: what it refuses is better known before training than after."""
     u, w = jax.ShapeDtypeStruct((2, num_scores), jnp.float32), jax.ShapeDtypeStruct((2,), jnp.float32)
-    found = jax.eval_shape(matcher, u, u, w, w)
-    if not isinstance(found, Coupling):
-        raise ValueError(f"matcher: expected one Coupling, got {type(found).__name__} (is `k` a tuple?)")
+    kinds = []
+
+    def probe(u: Array, v: Array, a: Array, b: Array) -> tuple[()]:
+        kinds.append(type(matcher(u, v, a, b)))
+        return ()
+
+    jax.eval_shape(probe, u, u, w, w)
+    if kinds != [Coupling]:
+        raise ValueError(f"matcher: expected one Coupling, got {kinds[0].__name__} (is `k` a tuple?)")
 
 
 def _hold_out(key: KeyArray, data: Unpaired) -> tuple[Unpaired, Unpaired]:
