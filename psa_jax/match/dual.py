@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from ott.solvers.linear.implicit_differentiation import ImplicitDiff
 
 from psa_jax.match.geometry import Absorbed, Transport
-from psa_jax.types import Array, Float, pytree
+from psa_jax.types import Array, pytree
 
 SHORTEST = 1 / 32
 # Relative residual of the conjugate gradients as a power of the machine epsilon: 7e-5 in float32, 4e-10 in float64.
@@ -27,15 +27,18 @@ class Settings(NamedTuple):
 
 @pytree
 class Report:
-    """How a solve went: the residual of the optimality conditions, both marginal errors (L1), and what was run."""
+    """How a solve went: the residual of the optimality conditions, both marginal errors (L1), and what was run.
 
-    residual: Float[Array, ""]
-    row_error: Float[Array, ""]
-    col_error: Float[Array, ""]
-    mass: Float[Array, ""]
-    num_iters: Array
-    rounds: Array
-    newton_steps: Array
+    All scalars; JAX rebuilds it from shapes on its way through `custom_vjp`, hence no array types.
+    """
+
+    residual: Any
+    row_error: Any
+    col_error: Any
+    mass: Any
+    num_iters: Any
+    rounds: Any
+    newton_steps: Any
 
 
 def verify(

@@ -26,7 +26,7 @@ class Absorbed:
         block: static; rows of a tile.
     """
 
-    matrix: Array | None
+    matrix: Any
     tile: Any
     rows: PyTree
     block: int = static()
@@ -73,11 +73,11 @@ class Transport(Geometry):
 
     def __init__(
         self,
-        u: Array | None,
-        v: Array | None,
-        costs: Array | None,
-        a: Array,
-        b: Array,
+        u: Any,
+        v: Any,
+        costs: Any,
+        a: Any,
+        b: Any,
         epsilon: Any,
         cost: Cost,
         block: int,

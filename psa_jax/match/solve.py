@@ -11,7 +11,7 @@ from ott.solvers.linear.acceleration import Momentum
 from ott.solvers.linear.sinkhorn import Sinkhorn
 
 from psa_jax.match.dual import Implicit, Report, Settings, default_promotion, identity, newton, target, verify
-from psa_jax.match.geometry import Absorbed, Transport
+from psa_jax.match.geometry import Transport
 from psa_jax.types import Array
 
 COARSEST = 1 / 8
@@ -64,9 +64,7 @@ potentials.defvjp(_taped, _backward)
 class _Iterated(Geometry):
     """A problem at absorbed potentials, as ott-jax's loop carries it."""
 
-    def __init__(
-        self, kernel: Absorbed, f0: Array, g0: Array, a: Array, b: Array, epsilon: Any, weight: Array, left: Array
-    ) -> None:
+    def __init__(self, kernel: Any, f0: Any, g0: Any, a: Any, b: Any, epsilon: Any, weight: Any, left: Any) -> None:
         super().__init__(epsilon=epsilon)
         self.parts = kernel, f0, g0, a, b, epsilon, weight, left
 
