@@ -59,7 +59,8 @@ def _top_k(values: Float[Array, "n m"], k: int) -> tuple[Array, Array]:
     n, m = values.shape
     width = max(1, round((m / k) ** 0.5))
     if width < 4:
-        return jax.lax.top_k(values, k)
+        value, ids = jax.lax.top_k(values, k)
+        return value, ids
     stretches = -(-m // width)
     fill = jnp.full((n, stretches * width - m), -jnp.inf, values.dtype)
     cut = jnp.concatenate([values, fill], axis=1).reshape(n, stretches, width)
