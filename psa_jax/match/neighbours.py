@@ -72,7 +72,7 @@ def _top_k(values: Float[Array, "n m"], k: int) -> tuple[Array, Array]:
 
 def counts(
     lists: tuple[Int[Array, "n k"], ...], others: tuple[Int[Array, "m k"], ...], num_ids: tuple[int, ...]
-) -> Int[Array, "m n"]:
+) -> Array:
     """How many ids each sample's lists share with each other sample's, list by list, `[m, n]`.
 
     Lists hold no id twice; the id `num_ids` fills up and counts for nothing. Integers are as small as the lengths of
