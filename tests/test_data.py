@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import psa_jax as psa
-from psa_jax.groups import _capacity
+from psa_jax.groups import MAX_BUCKETS, _capacity
 
 
 def data_of(sizes_a, sizes_b, seed=0):
@@ -29,7 +29,7 @@ def test_groups_hold_every_sample_that_can_be_matched_once(pairs, seed):
     t_a, t_b = (rng.permutation(np.repeat(np.arange(len(pairs)), [p[s] for p in pairs])) for s in (0, 1))
     groups = psa.group(t_a, t_b, len(pairs))
     assert groups.shape == (t_a.size, t_b.size)
-    assert len(groups.buckets) <= 8
+    assert len(groups.buckets) <= MAX_BUCKETS
     for side, t, ids_of in ((0, t_a, "rows"), (1, t_b, "cols")):
         seen = []
         for bucket in groups.buckets:
