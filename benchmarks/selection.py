@@ -24,7 +24,7 @@ import psa_jax as psa
 from benchmarks.datasets import SHARED, SOURCES
 from benchmarks.tables import save
 from psa_jax.match import class_mean
-from psa_jax.selection import CRITERIA
+from psa_jax.sweep import CRITERIA
 
 EPS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
 TRUTHS = ("trace", "R2", "1-FOSCTTM")

@@ -43,8 +43,11 @@ from psa_jax.metrics import by_treatment, foscttm, label_transfer, latent_mse, t
 from psa_jax.model import Model, from_linen, from_nnx
 from psa_jax.nets import batch_norm, conv, layer_norm, linear, mlp
 from psa_jax.pipeline import Alignment, AlignmentWarning, align
+from psa_jax.predict import fit_predictor, fit_predictor_ensemble, predict
 from psa_jax.score import calibrate, centre, expected_calibration_error, from_logits, log_prior, propensity, reliability
-from psa_jax.selection import EpsSweep, held_out_agreement, select_eps
+from psa_jax.selection import held_out_agreement
+from psa_jax.shrink import shrink
+from psa_jax.sweep import EpsSweep, calibrated_coupling, select_eps
 from psa_jax.train import class_weights, fit, fit_ensemble
 
 if TYPE_CHECKING:
@@ -73,6 +76,7 @@ __all__ = [
     "blockwise",
     "by_treatment",
     "calibrate",
+    "calibrated_coupling",
     "centre",
     "class_mean",
     "class_weights",
@@ -86,6 +90,8 @@ __all__ = [
     "expected_calibration_error",
     "fit",
     "fit_ensemble",
+    "fit_predictor",
+    "fit_predictor_ensemble",
     "foscttm",
     "from_linen",
     "from_logits",
@@ -109,10 +115,12 @@ __all__ = [
     "nearest",
     "plain_distances",
     "plot",
+    "predict",
     "propensity",
     "relative",
     "reliability",
     "select_eps",
+    "shrink",
     "sinkhorn",
     "smoothing",
     "snn",

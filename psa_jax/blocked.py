@@ -20,12 +20,14 @@ class Block:
         rows: `[blocks, N]` global rows, `Blocked.shape[0]` for padding.
         cols: `[blocks, M]` global columns, `Blocked.shape[1]` for padding.
         weight: `[blocks]` the share of each treatment in the joint law.
+        treatment: `[blocks]` the treatment of each block.
     """
 
     coupling: Coupling
     rows: Int[Array, "... N"]
     cols: Int[Array, "... M"]
     weight: Float[Array, "..."]
+    treatment: Int[Array, "..."]
 
 
 @pytree
@@ -52,7 +54,7 @@ class Blocked:
     @property
     def T(self) -> "Blocked":
         """The same joint law with rows and columns exchanged; nothing is computed."""
-        blocks = tuple(Block(b.coupling.T, b.cols, b.rows, b.weight) for b in self.blocks)
+        blocks = tuple(Block(b.coupling.T, b.cols, b.rows, b.weight, b.treatment) for b in self.blocks)
         n, m = self.shape
         return Blocked(blocks, self.info, self.unmatched_cols, self.unmatched_rows, (m, n))
 

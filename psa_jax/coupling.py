@@ -234,6 +234,16 @@ def masked(coupling: Coupling, a: Float[Array, " n"], b: Float[Array, " m"]) -> 
     )
 
 
+def log_row_mass(coupling: Coupling) -> Float[Array, " n"]:
+    """The log of `row_marginal`, `-inf` for rows without mass."""
+
+    def evaluate(i: Array) -> Array:
+        z = coupling.log_mass(i)
+        return jnp.where((z != -jnp.inf).any(1), _normalise(z)[1], -jnp.inf)
+
+    return coupling._rows(evaluate, None)
+
+
 def _normalise(z: Float[Array, "k m"]) -> tuple[Float[Array, "k m"], Float[Array, " k"]]:
     """Conditional probabilities of log masses and the log of each row's total; zeros and 0 where there is no mass."""
     real = z != -jnp.inf

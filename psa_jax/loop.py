@@ -1,5 +1,6 @@
 """The training loop: one scan over epochs and batches that keeps the best parameters."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -7,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from psa_jax.types import Array, Float, Int, KeyArray, PyTree, pytree
+from psa_jax.types import Array, Float, Int, KeyArray, PyTree, pytree, take
 
 
 @pytree
@@ -30,10 +31,17 @@ class History:
 
 @pytree
 class Fitted:
-    """Parameters and how they came about; ensembles and folds have a leading axis on every leaf."""
+    """Parameters and how they came about; ensembles and folds have a leading axis on every leaf.
+
+    Attributes:
+        params: what `model.apply` takes.
+        history: the losses.
+        unmatched: samples left out because the coupling has no partner for them (`fit_predictor`); 0 elsewhere.
+    """
 
     params: PyTree
     history: History
+    unmatched: Int[Array, "..."] = dataclasses.field(default_factory=lambda: jnp.zeros((), jnp.int32))
 
 
 def minimise(
@@ -41,8 +49,9 @@ def minimise(
     params: PyTree,
     trainable: PyTree,
     num_samples: int,
-    loss: Callable[[PyTree, Array, KeyArray], tuple[Array, PyTree]],
+    loss: Callable[[PyTree, Any, KeyArray], tuple[Array, PyTree]],
     *,
+    draw: Callable[[KeyArray], PyTree] | None = None,
     valid_loss: Callable[[PyTree], Array] | None,
     optimizer: optax.GradientTransformation,
     epochs: int,
@@ -58,6 +67,7 @@ def minimise(
         trainable: tree of Python bools of the structure of `params`.
         num_samples: how many samples there are.
         loss: `(params, ids [batch], key) -> (loss, params)`, the returned params carrying running statistics.
+        draw: `key -> tree [num_samples, ...]`, drawn anew every epoch; `loss` gets its rows in place of ids.
         valid_loss: `params -> loss`, or None to return the last parameters.
         optimizer: sees only what is trainable (other leaves are None).
         epochs, batch_size, patience, on_epoch: as in `fit`.
@@ -68,10 +78,10 @@ def minimise(
         state = optimizer.init(_part(params, trainable, True))
 
     def step(carry: Any, inputs: Any) -> Any:
-        (params, state), (ids, key) = carry, inputs
+        (params, state), (rows, key) = carry, inputs
         fixed = _part(params, trainable, False)
         moving = _part(params, trainable, True)
-        grad = jax.value_and_grad(lambda moving: loss(_join(moving, fixed), ids, key), has_aux=True)
+        grad = jax.value_and_grad(lambda moving: loss(_join(moving, fixed), rows, key), has_aux=True)
         (value, after), grads = grad(moving)
         with jax.numpy_dtype_promotion("standard"):
             updates, state = optimizer.update(grads, state, moving)
@@ -80,9 +90,10 @@ def minimise(
 
     def run(carry: Any, epoch: Array) -> Any:
         params, state, best = carry
-        key_order, key_steps = jax.random.split(jax.random.fold_in(key, epoch))
+        key_order, key_steps, key_draw = jax.random.split(jax.random.fold_in(key, epoch), 3)
         ids = jax.random.permutation(key_order, num_samples)[: steps * batch_size].reshape(steps, batch_size)
-        inputs = (ids, jax.random.split(key_steps, steps))
+        rows = ids if draw is None else take(draw(key_draw), ids)
+        inputs = (rows, jax.random.split(key_steps, steps))
         (params, state), losses = jax.lax.scan(step, (params, state), inputs)
         train = losses.mean().astype(jnp.float32)
         valid = jnp.full((), jnp.nan, jnp.float32)

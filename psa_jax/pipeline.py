@@ -72,6 +72,8 @@ class Alignment:
         fitted_b: the classifier of modality b.
         calibration_a: its calibration.
         calibration_b: its calibration.
+        member_scores_a: `[members, n, d]` scores of each classifier of modality a, for `calibrated_coupling`.
+        member_scores_b: `[members, m, d]` the same of modality b.
     """
 
     coupling: Blocked | Coupling
@@ -82,6 +84,8 @@ class Alignment:
     fitted_b: Fitted
     calibration_a: Calibration
     calibration_b: Calibration
+    member_scores_a: Float[Array, "members n d"]
+    member_scores_b: Float[Array, "members m d"]
 
 
 def align(
@@ -195,35 +199,49 @@ def align(
         keys = jax.random.split(k, members)
         if query is None:
             runs = [crossfit(member, model, modality.x, modality.t, folds=folds, **options) for member in keys]
-            target_logits = held_out = jnp.mean(jnp.stack([run.logits for run in runs]), axis=0)
+            target_logits = jnp.stack([run.logits for run in runs])
+            held_out = target_logits.mean(0)
             fitted, labels = _stack([run.fitted for run in runs]), modality.t
         else:
             held = getattr(valid, name)
             fitted = fit_ensemble(keys, model, modality.x, modality.t, valid=(held.x, held.t), **options)
-            target_logits, held_out = (_mean_logits(model, fitted.params, x) for x in (target.x, held.x))
+            target_logits, held_out = (_member_logits(model, fitted.params, x) for x in (target.x, held.x))
+            held_out = held_out.mean(0)
             labels = held.t
         _check_training(name, fitted)
         calibration = _calibrate(held_out, labels)
         prior = log_prior(modality.t, data.num_treatments) if divide_prior else None
-        scores = from_logits(
-            target_logits,
+        convert = functools.partial(
+            from_logits,
             temperature=calibration.temperature,
             log_prior=prior,
             transform=transform,
             treatments=shared,
         )
+        scores, member_scores = convert(target_logits.mean(0)), jnp.stack([convert(out) for out in target_logits])
         bad = np.flatnonzero(~np.isfinite(np.asarray(scores)).all(-1))
         if bad.size:
             raise ValueError(
                 f"modality {name}: expected finite scores, got NaN or infinity in {bad.size} of {scores.shape[0]} "
                 f"rows, the first at row {bad[0]}"
             )
-        results.append((scores, fitted, calibration))
+        results.append((scores, fitted, calibration, member_scores))
     groups = group(aligned.a.t, aligned.b.t, aligned.num_treatments)
-    (scores_a, fitted_a, calibration_a), (scores_b, fitted_b, calibration_b) = results
+    (scores_a, fitted_a, calibration_a, members_a), (scores_b, fitted_b, calibration_b, members_b) = results
     coupling = blockwise(matcher)(scores_a, scores_b, groups)
     _warn(coupling, groups)
-    return Alignment(coupling, groups, scores_a, scores_b, fitted_a, fitted_b, calibration_a, calibration_b)
+    return Alignment(
+        coupling,
+        groups,
+        scores_a,
+        scores_b,
+        fitted_a,
+        fitted_b,
+        calibration_a,
+        calibration_b,
+        members_a,
+        members_b,
+    )
 
 
 def _check(data: Unpaired, query: Unpaired | None, valid: Unpaired | None, members: int, batch_size: int) -> None:
@@ -300,9 +318,9 @@ def _stack(trees: list[PyTree]) -> PyTree:
 
 
 @functools.partial(jax.jit, static_argnames="model")
-def _mean_logits(model: Model, params: PyTree, x: Array) -> Float[Array, "n K"]:
-    """The mean logits of an ensemble, whose params have a leading axis `[members]`."""
-    return jax.lax.map(lambda member: logits(model, member, x), params).mean(0)
+def _member_logits(model: Model, params: PyTree, x: Array) -> Float[Array, "members n K"]:
+    """The logits of an ensemble, whose params have a leading axis `[members]`."""
+    return jax.lax.map(lambda member: logits(model, member, x), params)
 
 
 def _calibrate(held_out: Array, t: Array) -> Calibration:

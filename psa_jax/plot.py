@@ -13,7 +13,7 @@ from psa_jax.blocked import Blocked
 from psa_jax.coupling import Coupling
 from psa_jax.data import Truth
 from psa_jax.pipeline import Calibration
-from psa_jax.selection import CRITERIA, EpsSweep
+from psa_jax.sweep import CRITERIA, EpsSweep
 from psa_jax.types import Array, Float, Int, KeyArray
 
 BLUE, ORANGE, GREEN, GREY, INK = "#0072B2", "#D55E00", "#009E73", "#9AA0A6", "#333333"

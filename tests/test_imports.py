@@ -29,7 +29,7 @@ ORDER = [
         "match.blockwise",
     ],
     ["metrics"],
-    ["selection", "pipeline", "evaluation"],
+    ["shrink", "selection", "sweep", "predict", "pipeline", "evaluation", "diagnose"],
     ["datasets", "io", "plot", "cli"],
 ]
 RANK = {name: (level, place) for level, row in enumerate(ORDER) for place, name in enumerate(row)}

@@ -339,7 +339,7 @@ def test_to_mudata_and_status():
     data = loaded.data
     groups = psa.group(data.a.t, data.b.t, 4)
     coupling = psa.blockwise(psa.match.class_mean)(data.a.x, data.b.x, groups)
-    alignment = psa.Alignment(coupling, groups, data.a.x, data.b.x, *4 * [None])
+    alignment = psa.Alignment(coupling, groups, data.a.x, data.b.x, *6 * [None])
     assert io.status(alignment) == ["missing in a", "matched", "matched", "missing in b"]
     mdata = io.to_mudata(alignment, loaded, treatment="drug")
     assert list(mdata.mod) == ["rna", "atac"]
@@ -368,7 +368,7 @@ def test_status(n, m, converged, expected):
     coupling = psa.blockwise(psa.match.class_mean)(jnp.ones((n + 2, 1)), jnp.ones((m + 2, 1)), groups)
     info = dataclasses.replace(coupling.info, converged=jnp.array([converged, True]))
     coupling = dataclasses.replace(coupling, info=info)
-    assert io.status(psa.Alignment(coupling, groups, *6 * [None]))[0] == expected
+    assert io.status(psa.Alignment(coupling, groups, *8 * [None]))[0] == expected
 
 
 def test_real_file(shared_data):

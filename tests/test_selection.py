@@ -8,7 +8,8 @@ import pytest
 import psa_jax as psa
 from psa_jax.coupling import Info
 from psa_jax.match import relative
-from psa_jax.selection import CRITERIA, held_out_agreement, select_eps
+from psa_jax.selection import held_out_agreement
+from psa_jax.sweep import CRITERIA, select_eps
 
 T = np.arange(240) % 4
 GROUPS = psa.group(T, T, 4)

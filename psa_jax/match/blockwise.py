@@ -48,7 +48,7 @@ def blockwise(matcher: Callable[..., Any], *, chunk: int | None = None) -> Calla
         >>> blockwise(dot_product)(u, v, groups).apply(jnp.array([1.0, 2.0, 5.0])).tolist()
         [2.0, 2.0, 3.0]
     """
-    traced = _split_settings(matcher)
+    traced = split_settings(matcher)
 
     def match(u: PyTree, v: PyTree, groups: Groups) -> Any:
         for name, scores, rows in (("u", u, groups.shape[0]), ("v", v, groups.shape[1])):
@@ -88,6 +88,7 @@ def _match(matcher: Callable[..., Any], u: PyTree, v: PyTree, groups: Groups, ch
                 bucket.rows,
                 bucket.cols,
                 groups.sizes_a[bucket.treatment].astype(dtype) / matched.astype(dtype),
+                bucket.treatment,
             )
             for bucket, coupling in zip(groups.buckets, couplings, strict=True)
         )
@@ -143,7 +144,7 @@ class _Bound:
         return self.function(*self.args, *args, **dict(self.settings), **traced)
 
 
-def _split_settings(matcher: Callable[..., Coupling]) -> jax.tree_util.Partial:
+def split_settings(matcher: Callable[..., Coupling]) -> jax.tree_util.Partial:
     """The matcher as a pytree: what must stay static in its type, arrays and other pytrees as leaves."""
     if isinstance(matcher, jax.tree_util.Partial):
         return matcher
