@@ -28,7 +28,7 @@ ORDER = [
         "match",
         "match.blockwise",
     ],
-    ["metrics"],
+    ["metrics", "regression", "distributions", "wasserstein", "divergence"],
     ["selection", "pipeline", "evaluation"],
     ["datasets", "io", "plot", "cli"],
 ]
