@@ -18,6 +18,8 @@ from psa_jax.blocked import Blocked
 from psa_jax.coupling import Coupling, Info
 from psa_jax.crossfit import CrossFitted, crossfit
 from psa_jax.data import Modality, Truth, Unpaired, split, validate
+from psa_jax.distributions import per_treatment
+from psa_jax.divergence import gaussian_kl_divergence, kl_divergence
 from psa_jax.evaluation import evaluate
 from psa_jax.groups import Groups, group
 from psa_jax.loop import Fitted, History
@@ -44,11 +46,13 @@ from psa_jax.model import Model, from_linen, from_nnx
 from psa_jax.nets import batch_norm, conv, layer_norm, linear, mlp
 from psa_jax.pipeline import Alignment, AlignmentWarning, align
 from psa_jax.predict import fit_predictor, fit_predictor_ensemble, predict
+from psa_jax.regression import R2, r2
 from psa_jax.score import calibrate, centre, expected_calibration_error, from_logits, log_prior, propensity, reliability
 from psa_jax.selection import held_out_agreement
 from psa_jax.shrink import shrink
 from psa_jax.sweep import EpsSweep, calibrated_coupling, select_eps
 from psa_jax.train import class_weights, fit, fit_ensemble
+from psa_jax.wasserstein import sliced_wasserstein1, wasserstein1
 
 if TYPE_CHECKING:
     from psa_jax import datasets, io, plot
@@ -56,6 +60,7 @@ if TYPE_CHECKING:
 __version__ = "0.2.0"
 
 __all__ = [
+    "R2",
     "Alignment",
     "AlignmentWarning",
     "Blocked",
@@ -97,6 +102,7 @@ __all__ = [
     "from_logits",
     "from_nnx",
     "fused_gromov_wasserstein",
+    "gaussian_kl_divergence",
     "gaussian_noise",
     "geodesics",
     "gromov_wasserstein",
@@ -104,6 +110,7 @@ __all__ = [
     "held_out_agreement",
     "independent",
     "io",
+    "kl_divergence",
     "label_transfer",
     "latent_mse",
     "layer_norm",
@@ -113,15 +120,18 @@ __all__ = [
     "match",
     "mlp",
     "nearest",
+    "per_treatment",
     "plain_distances",
     "plot",
     "predict",
     "propensity",
+    "r2",
     "relative",
     "reliability",
     "select_eps",
     "shrink",
     "sinkhorn",
+    "sliced_wasserstein1",
     "smoothing",
     "snn",
     "split",
@@ -129,6 +139,7 @@ __all__ = [
     "trace",
     "translation",
     "validate",
+    "wasserstein1",
 ]
 
 

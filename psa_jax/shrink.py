@@ -51,7 +51,7 @@ def shrink(coupling: Blocked | Coupling, weight: Any) -> Any:
     Example:
         >>> from psa_jax.match import known_pairs
         >>> C = shrink(known_pairs(jnp.array([1, 0]), 2), 0.5)
-        >>> C.apply(jnp.array([0.0, 4.0])).round(3).tolist()
+        >>> np.asarray(C.apply(jnp.array([0.0, 4.0]))).round(3).tolist()
         [3.0, 1.0]
 
     References:

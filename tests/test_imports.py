@@ -28,7 +28,7 @@ ORDER = [
         "match",
         "match.blockwise",
     ],
-    ["metrics"],
+    ["metrics", "regression", "distributions", "wasserstein", "divergence"],
     ["shrink", "selection", "sweep", "predict", "pipeline", "evaluation", "diagnose"],
     ["datasets", "io", "plot", "cli"],
 ]

@@ -11,7 +11,7 @@ from sklearn.neighbors import NearestNeighbors
 
 import psa_jax as psa
 from psa_jax.match.cost import pairwise
-from psa_jax.match.neighbours import _top_k, counts, nearest_ids
+from psa_jax.match.neighbours import counts, largest, nearest_ids
 
 
 def graph(points, queries, k):
@@ -129,7 +129,7 @@ def test_several_k_in_one_search():
 def test_top_k_of_stretches_is_top_k(seed, m, k, distinct):
     values = jnp.asarray(np.random.default_rng(seed).integers(0, distinct, (5, m)), jnp.float32)
     k = min(k, m)
-    for ours, expected in zip(_top_k(values, k), jax.lax.top_k(values, k), strict=True):
+    for ours, expected in zip(largest(values, k), jax.lax.top_k(values, k), strict=True):
         np.testing.assert_array_equal(ours, expected)
 
 

@@ -30,6 +30,9 @@ PROGRAM = """
     psa.align(key, images, model_a=psa.conv((4,), 12), model_b=psa.conv((4,), 12), epochs=1, folds=3)
     psa.split(key, data, (0.5, 0.5), truth)
     psa.label_transfer(C, t, t[:40])
+    psa.r2(x, x + 1, center=x.mean(0)), psa.sliced_wasserstein1(key, x, x[:40], num_projections=2)
+    for distance in (psa.wasserstein1, psa.kl_divergence, psa.gaussian_kl_divergence):
+        psa.per_treatment(distance, x, t, x[:40], t[:40], 3), jax.jit(distance)(x, x[:40])
     psa.fit_ensemble(jax.random.split(key, 2), psa.linear(3), x, t, epochs=1)
     psa.held_out_agreement(key, psa.sinkhorn, out.scores_a, out.scores_b, out.groups, repeats=1)
     print("checked")

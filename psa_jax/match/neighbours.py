@@ -44,16 +44,18 @@ def nearest_ids(
         if approximate:
             value, ids = jax.lax.approx_max_k(closeness, k)
         else:
-            value, ids = _top_k(closeness, k)
+            value, ids = largest(closeness, k)
         return jnp.where(value > -jnp.inf, ids, m).astype(jnp.int32)
 
     held = CHUNK_ELEMENTS.get(jax.default_backend(), 2**24)
     return map_rows(best, queries, max(1, held // max(m, 1)))
 
 
-def _top_k(values: Float[Array, "n m"], k: int) -> tuple[Array, Array]:
-    """`jax.lax.top_k`, which is slow on long rows, on the `k` stretches of a row that hold the largest maxima.
+def largest(values: Float[Array, "n m"], k: int) -> tuple[Array, Array]:
+    """The `k` largest values of each row and their places, `[n, k]` both, as `jax.lax.top_k` gives them.
 
+    That is slow on long rows: it is asked for the `k` stretches of a row that hold the largest maxima, and then for
+    the largest values within them.
     No other stretch can hold one of the `k` largest; equal values keep the order of their ids.
     """
     n, m = values.shape
