@@ -51,8 +51,8 @@ def shrink(coupling: Blocked | Coupling, weight: Any) -> Any:
     Example:
         >>> from psa_jax.match import known_pairs
         >>> C = shrink(known_pairs(jnp.array([1, 0]), 2), 0.5)
-        >>> np.asarray(C.apply(jnp.array([0.0, 4.0]))).round(3).tolist()
-        [3.0, 1.0]
+        >>> bool(jnp.allclose(C.apply(jnp.array([0.0, 4.0])), jnp.array([3.0, 1.0])))
+        True
 
     References:
         James and Stein, Estimation with quadratic loss, 1961, for why; the form is a mixture.
