@@ -6,7 +6,7 @@ Samples become scores, scores a coupling, and the coupling answers whatever is a
     alignment = psa.align(key, data)
     alignment.coupling.apply(data.b.x)
 
-`datasets`, `io` and `plot` are imported when first used.
+`baselines`, `datasets`, `io` and `plot` are imported when first used.
 """
 
 import importlib
@@ -55,7 +55,7 @@ from psa_jax.train import class_weights, fit, fit_ensemble
 from psa_jax.wasserstein import sliced_wasserstein1, wasserstein1
 
 if TYPE_CHECKING:
-    from psa_jax import datasets, io, plot
+    from psa_jax import baselines, datasets, io, plot
 
 __version__ = "0.2.0"
 
@@ -77,6 +77,7 @@ __all__ = [
     "Unpaired",
     "align",
     "assignment",
+    "baselines",
     "batch_norm",
     "blockwise",
     "by_treatment",
@@ -144,7 +145,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("datasets", "io", "plot"):
+    if name in ("baselines", "datasets", "io", "plot"):
         return importlib.import_module(f"psa_jax.{name}")
     raise AttributeError(f"module 'psa_jax' has no attribute {name!r}")
 

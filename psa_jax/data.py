@@ -146,6 +146,19 @@ def on_host(data: Unpaired) -> Unpaired:
     return Unpaired(a, b, data.num_treatments)
 
 
+def check_like(name: str, other: Unpaired, data: Unpaired) -> None:
+    """Raises a `ValueError` that says `name` unless `other` is valid and has what `data` has: features, codes. Host."""
+    validate(other)
+    if other.num_treatments != data.num_treatments:
+        raise ValueError(
+            f"{name}: expected num_treatments {data.num_treatments}, as in data, got {other.num_treatments}"
+        )
+    for side in ("a", "b"):
+        ours, theirs = getattr(data, side).x.shape[1:], getattr(other, side).x.shape[1:]
+        if ours != theirs:
+            raise ValueError(f"{name}: modality {side}: expected features of shape {ours}, got {theirs}")
+
+
 def check_truth(truth: Truth, n: int, m: int) -> None:
     """Raises a `ValueError` unless `truth` fits `n` rows and `m` columns. Host only."""
     pair = np.asarray(truth.pair)

@@ -14,7 +14,7 @@ from psa_jax.augment import smoothing
 from psa_jax.blocked import Blocked
 from psa_jax.coupling import Coupling
 from psa_jax.crossfit import crossfit
-from psa_jax.data import Unpaired, on_host, split, validate
+from psa_jax.data import Unpaired, check_like, on_host, split, validate
 from psa_jax.groups import Groups, group
 from psa_jax.loop import Fitted
 from psa_jax.match import sinkhorn
@@ -182,7 +182,7 @@ def align(
     results = []
     for name, k, model, augment in (("a", key_a, model_a, augment_a), ("b", key_b, model_b, augment_b)):
         modality, target = getattr(data, name), getattr(aligned, name)
-        model = model or _default_model(name, modality.x, data.num_treatments)
+        model = model or default_model(name, modality.x, data.num_treatments)
         if (outputs := num_outputs(model, modality.x.shape[1:], modality.x.dtype)) != data.num_treatments:
             raise ValueError(
                 f"model_{name}: expected {data.num_treatments} logits, one for each treatment, got {outputs}"
@@ -254,15 +254,7 @@ def _check(data: Unpaired, query: Unpaired | None, valid: Unpaired | None, membe
     for name, other in (("query", query), ("valid", valid)):
         if other is None:
             continue
-        validate(other)
-        if other.num_treatments != data.num_treatments:
-            raise ValueError(
-                f"{name}: expected num_treatments {data.num_treatments}, as in data, got {other.num_treatments}"
-            )
-        for side in ("a", "b"):
-            ours, theirs = getattr(data, side).x.shape[1:], getattr(other, side).x.shape[1:]
-            if ours != theirs:
-                raise ValueError(f"{name}: modality {side}: expected features of shape {ours}, got {theirs}")
+        check_like(name, other, data)
 
 
 def _check_matcher(matcher: Callable[..., Any], num_scores: int) -> None:
@@ -289,7 +281,8 @@ def _hold_out(key: KeyArray, data: Unpaired) -> tuple[Unpaired, Unpaired]:
     return train, valid
 
 
-def _default_model(name: str, x: Array, num_treatments: int) -> Model:
+def default_model(name: str, x: Array, num_treatments: int) -> Model:
+    """A perceptron for vectors, convolutions for images, with `num_treatments` outputs; `name` is the modality's."""
     if x.ndim == 2:
         return mlp((256, 256), num_treatments)
     if x.ndim == 4:

@@ -30,7 +30,7 @@ ORDER = [
     ],
     ["metrics", "regression", "distributions", "wasserstein", "divergence"],
     ["shrink", "selection", "sweep", "predict", "pipeline", "evaluation", "diagnose"],
-    ["datasets", "io", "plot", "cli"],
+    ["baselines", "datasets", "io", "plot", "cli"],
 ]
 RANK = {name: (level, place) for level, row in enumerate(ORDER) for place, name in enumerate(row)}
 OPTIONAL = {"anndata", "mudata", "pandas", "matplotlib", "typer", "rich", "sklearn"}

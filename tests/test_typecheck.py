@@ -9,7 +9,7 @@ PROGRAM = """
 
     with jaxtyping.install_import_hook("psa_jax", "beartype.beartype"):
         import psa_jax as psa
-        from psa_jax import datasets
+        from psa_jax import baselines, datasets
 
     import functools
     import jax
@@ -35,6 +35,9 @@ PROGRAM = """
         psa.per_treatment(distance, x, t, x[:40], t[:40], 3), jax.jit(distance)(x, x[:40])
     psa.fit_ensemble(jax.random.split(key, 2), psa.linear(3), x, t, epochs=1)
     psa.held_out_agreement(key, psa.sinkhorn, out.scores_a, out.scores_b, out.groups, repeats=1)
+    baselines.cca(data), baselines.raw(data, query=data), baselines.noise(key, data)
+    for learner, outputs in ((baselines.contrastive, 2), (baselines.vae, 4)):
+        learner(key, data, dim=2, epochs=1, model_a=psa.linear(outputs), model_b=psa.linear(outputs))
     print("checked")
 """
 

@@ -1,0 +1,88 @@
+"""Training networks of both modalities together."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from psa_jax.data import Unpaired
+from psa_jax.loop import minimise
+from psa_jax.model import Model
+from psa_jax.pipeline import default_epochs, default_model
+from psa_jax.train import ADAMW, Options, num_outputs
+from psa_jax.types import Array, KeyArray, PyTree
+
+BATCH_SIZE = 128
+
+
+def encoders(data: Unpaired, model_a: Model | None, model_b: Model | None, outputs: int) -> tuple[Model, Model]:
+    """The models given, or default ones, if they have as many outputs as they should. Host only."""
+    found = []
+    for name, model in (("a", model_a), ("b", model_b)):
+        x = getattr(data, name).x
+        model = model or default_model(name, x, outputs)
+        if (got := num_outputs(model, x.shape[1:], x.dtype)) != outputs:
+            raise ValueError(f"model_{name}: expected {outputs} outputs, got {got}")
+        found.append(model)
+    return found[0], found[1]
+
+
+def options(
+    data: Unpaired, optimizer: optax.GradientTransformation | None, epochs: int | None, batch_size: int
+) -> Options:
+    """The static settings of training; epochs over modality a, by default as many as make about 2000 steps."""
+    for name, value in (("epochs", epochs), ("batch_size", batch_size)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name}: expected at least 1, got {value}")
+    rounds = default_epochs(data.a.x, batch_size) if epochs is None else epochs
+    return Options(optimizer or ADAMW, rounds, batch_size, None, None)
+
+
+def minimise_jointly(
+    key: KeyArray,
+    models: dict[str, Model],
+    params: dict[str, PyTree],
+    sizes: tuple[int, int],
+    loss: Callable[[Any, Array, Array, KeyArray], tuple[Array, Any]],
+    options: Options,
+) -> PyTree:
+    """The parameters that `minimise` finds for several networks and batches of both modalities.
+
+    Args:
+        key: decides the batches and what `loss` draws.
+        models: networks by name; they say what of their parameters is trained.
+        params: initial parameters by the same names.
+        sizes: samples of modality a and of modality b.
+        loss: `(params, ids_a [batch], ids_b [batch], key) -> (loss, params)`. An epoch goes through modality a in
+            random order; of modality b it draws with replacement.
+        options: see `options`.
+    """
+
+    def both(params: PyTree, ids: Array, key: KeyArray) -> tuple[Array, PyTree]:
+        key_b, key_loss = jax.random.split(key)
+        return loss(params, ids, jax.random.randint(key_b, ids.shape, 0, sizes[1]), key_loss)
+
+    trainable = {name: model.trainable(params[name]) for name, model in models.items()}
+    return minimise(
+        key,
+        params,
+        trainable,
+        sizes[0],
+        both,
+        valid_loss=None,
+        optimizer=options.optimizer,
+        epochs=options.epochs,
+        batch_size=options.batch_size,
+    ).params
+
+
+def check_finite(u: Array, v: Array) -> None:
+    """Raises a `ValueError` if training diverged. Host only."""
+    for name, embedding in (("a", u), ("b", v)):
+        if not np.isfinite(np.asarray(embedding)).all():
+            raise ValueError(
+                f"modality {name}: expected finite embeddings, got NaN or infinity: training diverged (is the learning "
+                "rate too large?)"
+            )
