@@ -1,0 +1,145 @@
+"""Representation by aligner: the couplings of one problem and how good they are, for `python -m benchmarks.paper`."""
+
+import functools
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import psa_jax as psa
+from psa_jax import baselines
+from psa_jax.match import class_mean, known_pairs
+from psa_jax.metrics import project
+from psa_jax.pipeline import default_epochs, default_model
+
+MEMBERS = {"balls": 2}
+BIG = 30
+PAPER_OT = functools.partial(psa.sinkhorn, eps=0.05)
+SHARP_OT = functools.partial(psa.sinkhorn, eps=psa.relative(0.02))  # for sampled pairs, not for projections
+GW_LIMIT = 2000
+
+
+def identity(logits):
+    return logits
+
+
+def quietly(function, *args, **options):
+    """Calls without the warnings about alignments, which the figures show."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", psa.AlignmentWarning)
+        return function(*args, **options)
+
+
+def published(key, problem):
+    """The paper's scores: raw logits of one classifier a modality, without smoothing, calibration or centring."""
+    shared = np.intersect1d(problem.train.a.t, problem.train.b.t)
+    scores = []
+    for side, k in zip("ab", jax.random.split(key), strict=True):
+        data = getattr(problem.train, side)
+        model = problem.model or default_model(side, data.x, problem.train.num_treatments)
+        epochs = problem.epochs or default_epochs(data.x, 128)
+        patience = max(1, epochs // 5)
+        if problem.query is None:
+            logits = psa.crossfit(k, model, data.x, data.t, epochs=epochs, patience=patience).logits
+        else:
+            key_split, key_fit = jax.random.split(k)
+            train, valid = psa.split(key_split, psa.Unpaired(data, data, problem.train.num_treatments), (0.8, 0.2))
+            fitted = psa.fit(
+                key_fit,
+                model,
+                train.a.x,
+                train.a.t,
+                epochs=epochs,
+                patience=patience,
+                valid=(valid.a.x, valid.a.t),
+            )
+            logits = psa.propensity(model, fitted.params, getattr(problem.query, side).x, transform=identity)
+        scores.append(logits[:, shared])
+    return tuple(scores)
+
+
+def permuted(key, data):
+    """The data with the labels of each modality permuted: what is learned from it says nothing."""
+    sides = zip((data.a, data.b), jax.random.split(key), strict=True)
+    return psa.Unpaired(*(psa.Modality(s.x, jax.random.permutation(k, s.t)) for s, k in sides), data.num_treatments)
+
+
+def couplings(key, problem):
+    """Yields `(representation, match, coupling)`; every setting is chosen with labels only."""
+    keys = iter(jax.random.split(key, 8))
+    data = problem.aligned
+    groups = psa.group(data.a.t, data.b.t, data.num_treatments)
+    align = functools.partial(quietly, psa.align, query=problem.query, **problem.options)
+    ours = align(next(keys), problem.train, members=MEMBERS.get(problem.name, 5))
+    yield "none", "class mean", psa.blockwise(class_mean)(ours.scores_a, ours.scores_b, groups)
+    yield "none", "true pairs", known_pairs(problem.truth.pair, data.b.t.size)
+    yield "PS", "OT", ours.coupling
+    yield "PS", "OT, sharp", psa.blockwise(SHARP_OT)(ours.scores_a, ours.scores_b, groups)
+    features = data.b.x.reshape(data.b.t.size, -1)
+    shown = features if features.shape[1] <= BIG * 10 else None
+    yield (
+        "PS",
+        "OT, calibrated",
+        psa.calibrated_coupling(next(keys), ours.member_scores_a, ours.member_scores_b, groups, y=shown)[0],
+    )
+    yield "PS", "SNN", psa.blockwise(psa.snn)(ours.scores_a, ours.scores_b, groups)
+    u, v = published(next(keys), problem)
+    yield "PS as published", "OT, eps 0.05", psa.blockwise(PAPER_OT)(u, v, groups)
+    yield "PS as published", "SNN", psa.blockwise(psa.snn)(u, v, groups)
+    control = align(next(keys), permuted(next(keys), problem.train))
+    yield "PS, permuted labels", "OT", psa.blockwise(psa.sinkhorn)(control.scores_a, control.scores_b, groups)
+    for name, embed in (("VAE", baselines.vae), ("contrastive", baselines.contrastive)):
+        u, v = embed(next(keys), problem.train, query=problem.query)
+        yield name, "OT", psa.blockwise(psa.sinkhorn)(u, v, groups)
+        yield name, "SNN", psa.blockwise(psa.snn)(u, v, groups)
+    if problem.train.a.x.ndim == 2:
+        u, v = baselines.cca(problem.train, query=problem.query)
+        yield "CCA", "OT", psa.blockwise(psa.sinkhorn)(u, v, groups)
+        if int(np.max(groups.sizes_a)) <= GW_LIMIT:
+            u, v = baselines.raw(problem.train, query=problem.query)
+            yield "raw features", "GW (SCOT)", psa.blockwise(psa.gromov_wasserstein)(u, v, groups)
+
+
+def figures(key, coupling, problem, convention):
+    """What the truth says of a coupling; see `RESULTS.md` for what each figure means."""
+    data, truth = problem.aligned, problem.truth
+    groups = psa.group(data.a.t, data.b.t, data.num_treatments)
+    t, known = data.a.t, truth.pair >= 0
+    seen = known & (groups.sizes_b[t] > 0)
+    unseen = seen & jnp.isin(t, jnp.asarray(problem.unseen, jnp.int32)) if problem.unseen else None
+    trace = jnp.where(seen, psa.trace(coupling, truth), jnp.nan)
+    if convention == "paper":
+        drawn = coupling.sample(key)
+        scores = data.b.x.reshape(data.b.t.size, -1)
+        found = jnp.where((drawn >= 0)[:, None], scores[drawn], jnp.nan)
+        rank = psa.foscttm(found, _true(scores, truth), t=t, convention="paper")
+        macro = [float(psa.by_treatment(values, t, data.num_treatments).macro) for values in (trace, rank)]
+        return {"trace (macro)": macro[0], "FOSCTTM (one draw, ties 0)": macro[1]}
+    big = seen & (groups.sizes_a[t] >= BIG) & (groups.sizes_b[t] >= BIG)
+    big = jnp.where(big.any(), big, seen)
+    lift = trace * groups.sizes_b[t]
+    y = truth.z_b if truth.z_b is not None else data.b.x.reshape(data.b.t.size, -1)
+    y, uniform = jnp.asarray(y, jnp.float32), psa.blockwise(class_mean)(data.a.t, data.b.t, groups)
+    true, projected, blind = _true(y, truth), project(coupling, y), project(uniform, y)
+    wrong, level = (jnp.sum((guess - true) ** 2, axis=1) for guess in (projected, blind))
+    counted = seen & jnp.isfinite(wrong)
+    out = {
+        "trace": _mean(trace, seen),
+        "lift": _mean(lift, big),
+        "FOSCTTM": _mean(psa.foscttm(projected, true, t=t), seen),
+        "error / class mean": _mean(wrong, counted) / _mean(level, counted),
+        "latent MSE": _mean(wrong, counted) / y.shape[1] if truth.z_b is not None else None,
+    }
+    if unseen is not None:
+        out["lift, unseen treatments"] = _mean(lift, unseen)
+        out["error, unseen"] = _mean(wrong, unseen) / _mean(level, unseen)
+    return out
+
+
+def _true(y, truth):
+    return jnp.where((truth.pair >= 0)[:, None], y[truth.pair], jnp.nan)
+
+
+def _mean(values, where):
+    return float(jnp.mean(values, where=where & jnp.isfinite(values)))
