@@ -177,14 +177,12 @@ def diagnose(
     groups, coupling = alignment.groups, alignment.coupling
     dtype = float_dtype(alignment.scores_a, alignment.scores_b)
     u, v = (jnp.asarray(scores, dtype) for scores in (alignment.scores_a, alignment.scores_b))
-    t_a, t_b = treatment_of_rows(groups), treatment_of_rows(_transposed(groups))
+    t_a, t_b = _treatments(groups)
     size_a, size_b = np.asarray(groups.sizes_a), np.asarray(groups.sizes_b)
     matched = (size_a > 0) & (size_b > 0)
     match, converged = blockwise(matcher), []
 
-    entropy, left, variance = (
-        np.asarray(x, float) for x in _look(key_draw, coupling, within(v, t_b, groups), t_a, t_b, groups, draws)
-    )
+    entropy, left, variance = (np.asarray(x, float) for x in _look(key_draw, coupling, v, t_a, t_b, groups, draws))
     partners = np.where(matched, np.exp(entropy), np.nan)
 
     orders, moments = _orders(key_permute, np.asarray(t_b), permutations), []
@@ -193,8 +191,7 @@ def diagnose(
             continue  # one column is its own mean
         half = match(keep(u, used), keep(v, used), groups)
         converged.append(half.info.converged)
-        own, theirs = within(_held(u, ~used), t_a, groups), within(_held(v, ~used), t_b, groups)
-        moments.append(np.asarray(_moments(half, own, theirs, t_a, groups, orders), float))
+        moments.append(np.asarray(_moments(half, u, v, ~used, t_a, t_b, groups, orders), float))
     # [halves, 1 + permutations, treatments, 3]; the first is not permuted, the last treatment is all of them
     table = np.array(moments) if moments else np.full((1, 1 + permutations, matched.size, 3), np.nan)
     table = np.concatenate([table, table.sum(2, keepdims=True)], axis=2)
@@ -205,11 +202,11 @@ def diagnose(
 
     stability, members = np.full(matched.size, np.nan), _members(alignment)
     if len(members) > 1:
-        shown, total, own = within(v, t_b, groups), jnp.zeros(u.shape, dtype), jnp.zeros(u.shape, dtype)
+        total, own = jnp.zeros(u.shape, dtype), jnp.zeros(u.shape, dtype)
         for pair in members:
             single = match(*pair, groups)
             converged.append(single.info.converged)
-            unit = _unit(single, shown, t_a, groups)
+            unit = _unit(single, v, t_a, t_b, groups)
             total, own = total + unit, own + unit**2
         crossed = np.asarray(jnp.zeros(matched.size + 1, dtype).at[t_a].add(jnp.sum(total**2 - own, axis=1)), float)
         pairs = len(members) * (len(members) - 1)
@@ -293,9 +290,12 @@ def _members(alignment: Alignment) -> list[tuple[Array, Array]]:
     return [] if sides[0] is None or sides[1] is None else list(zip(*sides, strict=True))
 
 
-def _transposed(groups: Groups) -> Groups:
+@jax.jit
+def _treatments(groups: Groups) -> tuple[Int[Array, " n"], Int[Array, " m"]]:
+    """The treatment of each row and of each column."""
     buckets = tuple(Bucket(bucket.cols, bucket.rows, bucket.treatment) for bucket in groups.buckets)
-    return Groups(buckets, groups.sizes_b, groups.sizes_a, (groups.shape[1], groups.shape[0]))
+    other = Groups(buckets, groups.sizes_b, groups.sizes_a, (groups.shape[1], groups.shape[0]))
+    return treatment_of_rows(groups), treatment_of_rows(other)
 
 
 def _orders(key: KeyArray, t: np.ndarray, permutations: int) -> Int[Array, "orders m"]:
@@ -315,28 +315,36 @@ def _held(y: Array, held: Bool[Array, " d"]) -> Array:
 
 @jax.jit
 def _moments(
-    coupling: Blocked, own: Array, theirs: Array, t: Array, groups: Groups, orders: Int[Array, "orders m"]
+    coupling: Blocked,
+    u: Array,
+    v: Array,
+    held: Bool[Array, " d"],
+    t_a: Array,
+    t_b: Array,
+    groups: Groups,
+    orders: Int[Array, "orders m"],
 ) -> Float[Array, "orders T 3"]:
-    """For each order of the rows of `theirs` and treatment: own times projected, projected and own squared, summed."""
+    """For each order of b and treatment, of held-out columns: a times projected b, and the squares of both, summed."""
+    own, theirs = within(_held(u, held), t_a, groups), within(_held(v, held), t_b, groups)
 
     def some(orders: Int[Array, "k m"]) -> Float[Array, "k T 3"]:
         projected = coupling.apply(jnp.swapaxes(theirs[orders], 0, 1))
         n, k, d = projected.shape
-        projected = within(projected.reshape(n, k * d), t, groups).reshape(n, k, d)
+        projected = within(projected.reshape(n, k * d), t_a, groups).reshape(n, k, d)
         ours = jnp.broadcast_to(own[:, None], projected.shape)
         products = jnp.stack([ours * projected, projected**2, ours**2], axis=-1).sum(2)
-        sums = jnp.zeros((groups.num_treatments + 1, k, 3), products.dtype).at[t].add(products)
+        sums = jnp.zeros((groups.num_treatments + 1, k, 3), products.dtype).at[t_a].add(products)
         return jnp.swapaxes(sums[:-1], 0, 1)
 
     return map_rows(some, orders, max(1, CHUNK_ELEMENTS // max(own.size, theirs.size, 1)))
 
 
 @jax.jit
-def _unit(coupling: Blocked, y: Array, t: Array, groups: Groups) -> Array:
+def _unit(coupling: Blocked, v: Array, t_a: Array, t_b: Array, groups: Groups) -> Array:
     """The projection's deviations from its treatment's mean, of norm one within each treatment."""
-    projected = within(coupling.apply(y), t, groups)
-    squares = jnp.zeros(groups.num_treatments + 1, y.dtype).at[t].add(jnp.sum(projected**2, axis=1))
-    norm = jnp.sqrt(squares)[t][:, None]
+    projected = within(coupling.apply(within(v, t_b, groups)), t_a, groups)
+    squares = jnp.zeros(groups.num_treatments + 1, v.dtype).at[t_a].add(jnp.sum(projected**2, axis=1))
+    norm = jnp.sqrt(squares)[t_a][:, None]
     return jnp.where(norm > 0, projected / jnp.where(norm > 0, norm, 1), 0)
 
 
@@ -344,7 +352,8 @@ def _unit(coupling: Blocked, y: Array, t: Array, groups: Groups) -> Array:
 def _look(
     key: KeyArray, coupling: Any, v: Array, t_a: Array, t_b: Array, groups: Groups, draws: int
 ) -> tuple[Array, Array, Array]:
-    """Per treatment: mean entropy of `P(. | i)`, mean variance of `v` (centred) under it, variance of `v`."""
+    """Per treatment: mean entropy of `P(. | i)`, mean variance of `v` under it, variance of `v`."""
+    v = within(v, t_b, groups)
     squares = jnp.sum(v**2, axis=1, keepdims=True)
     out = coupling.apply(jnp.concatenate([v, squares], axis=1))
     real = coupling.row_marginal() > 0
@@ -368,7 +377,7 @@ def _look(
 
 def _correlation(moments: np.ndarray) -> np.ndarray:
     common, ours, theirs = np.moveaxis(moments, -1, 0)
-    return np.where(np.isnan(common), np.nan, _ratio(common, np.sqrt(ours * theirs), 0))
+    return np.where(np.isnan(common), np.nan, _ratio(common, np.sqrt(ours * theirs), 0.0))
 
 
 def _ratio(x: np.ndarray, y: np.ndarray, otherwise: float) -> np.ndarray:

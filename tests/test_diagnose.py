@@ -196,7 +196,7 @@ def never(u, v, a, b):
 
 def test_what_did_not_converge_and_what_is_uniform_is_named():
     u, v = planted()
-    report = psa.diagnose(KEY, alignment(u, v, matcher=never), matcher=never, repeats=1, permutations=5)
+    report = psa.diagnose(KEY, alignment(u, v, matcher=never), matcher=never, repeats=1)
     texts = "\n".join(report.warnings)
     for text in (
         "treatments 0, 1, 2, 3, 4, 5: the matcher did not converge",
