@@ -18,6 +18,7 @@ from psa_jax.blocked import Blocked
 from psa_jax.coupling import Coupling, Info
 from psa_jax.crossfit import CrossFitted, crossfit
 from psa_jax.data import Modality, Truth, Unpaired, split, validate
+from psa_jax.diagnose import Diagnosis, diagnose, permute_treatments
 from psa_jax.distributions import per_treatment
 from psa_jax.divergence import gaussian_kl_divergence, kl_divergence
 from psa_jax.evaluation import evaluate
@@ -66,6 +67,7 @@ __all__ = [
     "Blocked",
     "Coupling",
     "CrossFitted",
+    "Diagnosis",
     "EpsSweep",
     "Fitted",
     "Groups",
@@ -91,6 +93,7 @@ __all__ = [
     "cosine",
     "crossfit",
     "datasets",
+    "diagnose",
     "euclidean",
     "evaluate",
     "expected_calibration_error",
@@ -122,6 +125,7 @@ __all__ = [
     "mlp",
     "nearest",
     "per_treatment",
+    "permute_treatments",
     "plain_distances",
     "plot",
     "predict",
