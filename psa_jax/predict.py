@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import jax
@@ -12,12 +12,13 @@ import optax
 from jax.core import Tracer
 from jaxtyping import Key
 
+from psa_jax.augment import as_tree
 from psa_jax.blocked import Blocked
 from psa_jax.coupling import Coupling
 from psa_jax.loop import Fitted, minimise
 from psa_jax.model import CHUNK, Model, logits
 from psa_jax.train import ADAMW, BATCH_SIZE, EPOCHS, Options, num_outputs
-from psa_jax.types import Array, Augment, Float, KeyArray, PyTree, float_dtype
+from psa_jax.types import Array, Augment, Bool, Float, KeyArray, PyTree, float_dtype
 
 Loss = Literal["unbiased", "sampled", "barycentric"]
 Law = Blocked | Coupling
@@ -89,7 +90,7 @@ def fit_predictor(
     """
     options = Options(optimizer or ADAMW, epochs, batch_size, patience, on_epoch)
     _check(model, x_a, x_b, coupling, valid, loss, options)
-    return _fit(key, x_a, x_b, coupling, valid, augment, model=model, loss=loss, options=options)
+    return _fit(key, x_a, x_b, coupling, valid, as_tree(augment), model=model, loss=loss, options=options)
 
 
 def fit_predictor_ensemble(
@@ -125,7 +126,7 @@ def fit_predictor_ensemble(
         raise ValueError(f"keys: expected [members] typed keys, at least one, got shape {jnp.shape(keys)}")
     options = Options(optimizer or ADAMW, epochs, batch_size, patience, on_epoch)
     _check(model, x_a, x_b, coupling, valid, loss, options)
-    vectorize = jax.default_backend() != "cpu"
+    augment, vectorize = as_tree(augment), jax.default_backend() != "cpu"
     return _ensemble(
         keys, x_a, x_b, coupling, valid, augment, model=model, loss=loss, options=options, vectorize=vectorize
     )
@@ -150,6 +151,22 @@ def predict(
     if members:
         return jax.lax.map(lambda member: logits(model, member, x, chunk), params).mean(0)
     return logits(model, params, x, chunk)
+
+
+def draw_loss(
+    outputs: Sequence[Float[Array, "k d"]], y: Float[Array, "k d"], matched: Bool[Array, " k"]
+) -> Float[Array, ""]:
+    """The loss of one draw: the mean of `(y - f(x_j)) (y - f(x_j'))` over features and samples that have a partner.
+
+    Args:
+        outputs: predictions for the drawn partners: two of independent draws ("unbiased"), or one, then squared.
+        y: targets.
+        matched: which samples have a partner; what the others hold is without influence.
+
+    Returns:
+        The loss; 0 if no sample has a partner.
+    """
+    return _mean((y - outputs[0]) * (y - outputs[-1]), matched)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,8 +222,7 @@ def _train(
     def batch_loss(params: PyTree, rows: tuple[Array, ...], key: KeyArray) -> tuple[Array, PyTree]:
         ids, *partners = rows
         out, params = outputs(params, jnp.concatenate(partners), key)  # one batch: one set of batch statistics
-        wrong = [target.y[ids].astype(out.dtype) - half for half in jnp.split(out, len(partners))]
-        return _mean(wrong[0] * wrong[-1], target.matched[ids]), params
+        return draw_loss(jnp.split(out, len(partners)), target.y[ids].astype(out.dtype), target.matched[ids]), params
 
     return dataclasses.replace(
         minimise(
@@ -277,6 +293,8 @@ def _check(
         raise ValueError("patience: expected validation data to judge by (valid=(x_a, x_b, coupling)), got none")
     _check_samples("", (x_a, x_b, coupling), loss)
     if valid is not None:
+        if len(valid) != 3:
+            raise ValueError(f"valid: expected (x_a, x_b, coupling), got {len(valid)} entries")
         _check_samples("valid: ", valid, loss)
         for name, ours, theirs in (("x_a", x_a, valid[0]), ("x_b", x_b, valid[1])):
             if ours.shape[1:] != theirs.shape[1:]:

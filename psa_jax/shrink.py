@@ -23,13 +23,14 @@ class Shrunk:
         """`log(weight exp(inner) + (1 - weight) exp(left + right))`, `-inf` where the second is."""
         (left, log_left), (right, log_right), (args, weight) = left, right, args
         z = self.kernel(left, right, args)
-        base = log_left[:, None] + log_right[None]
-        kept, given = (_log(w).astype(z.dtype) for w in (weight, 1 - weight))
-        one, other = z + kept, base.astype(z.dtype) + given
-        high, low = jnp.maximum(one, other), jnp.minimum(one, other)
-        real = (base != -jnp.inf) & (high != -jnp.inf)
-        high, low = jnp.where(real, high, 0), jnp.where(real, low, 0)
-        return jnp.where(real, high + jnp.log1p(jnp.exp(low - high)), -jnp.inf)
+        base, weight = (log_left[:, None] + log_right[None]).astype(z.dtype), weight.astype(z.dtype)
+        real = base != -jnp.inf
+        base = jnp.where(real, base, 0)
+        # The ratio of the two is at most the number of candidates: it cannot overflow. The mixture is zero only where
+        # it underflows at weight 1, so that its log is the inner one.
+        mixture = weight * jnp.exp(jnp.where(real, z, 0) - base) + (1 - weight)
+        some = mixture != 0
+        return jnp.where(real, jnp.where(some, base + jnp.log(jnp.where(some, mixture, 1)), z), -jnp.inf)
 
 
 def shrink(coupling: Blocked | Coupling, weight: Any) -> Any:
@@ -43,7 +44,8 @@ def shrink(coupling: Blocked | Coupling, weight: Any) -> Any:
         weight: in [0, 1]; one number, or `[num_treatments]` for a blocked coupling. Traced.
 
     Returns:
-        A coupling of the same kind, with the same `info`. Differentiable in `weight` and in the coupling.
+        A coupling of the same kind, with the same `info`. Differentiable in `weight` and in the coupling; at weight 1
+        the gradient in `weight` leaves out columns to which the coupling gives no mass at all.
 
     Raises:
         ValueError: weights of another shape, or outside [0, 1] if they are known (not traced).
@@ -87,9 +89,11 @@ def _shrink_blocks(coupling: Blocked, weight: Array) -> Blocked:
 
 @jax.jit
 def _shrink(coupling: Coupling, weight: Array, candidates: Array) -> Coupling:
-    if isinstance(coupling.kernel, Masked):
-        _, real = coupling.left if coupling.flipped else coupling.right
-        candidates = candidates & real
+    kernel, columns = coupling.kernel, coupling.left if coupling.flipped else coupling.right
+    while isinstance(kernel, Shrunk):
+        kernel, columns = kernel.kernel, columns[0]
+    if isinstance(kernel, Masked):
+        candidates = candidates & columns[1]
     rows = log_row_mass(coupling)
     count = jnp.maximum(candidates.sum(), 1).astype(rows.dtype)
     cols = jnp.where(candidates, -jnp.log(count), -jnp.inf)
@@ -101,7 +105,3 @@ def _shrink(coupling: Coupling, weight: Array, candidates: Array) -> Coupling:
         args=(coupling.args, weight),
         kernel=Shrunk(coupling.kernel),
     )
-
-
-def _log(x: Array) -> Array:
-    return jnp.where(x > 0, jnp.log(jnp.where(x > 0, x, 1)), -jnp.inf)

@@ -117,7 +117,7 @@ def select_eps(
 
     Raises:
         ValueError: shapes that do not fit each other or the groups, fewer than two columns, eps that is not `[E]` or
-            is known and not positive, repeats or draws below 1.
+            is known and not positive, `y` that is not finite, repeats or draws below 1.
 
     Example:
         >>> from psa_jax.groups import group
@@ -132,6 +132,8 @@ def select_eps(
     if y is not None:
         if jnp.ndim(y) < 2 or jnp.shape(y)[0] != groups.shape[1]:
             raise ValueError(f"y: expected [{groups.shape[1]}, ...], one for each column, got shape {jnp.shape(y)}")
+        if not isinstance(y, Tracer) and not np.isfinite(np.asarray(y)).all():
+            raise ValueError("y: expected finite numbers, got NaN or infinity")
         y = jnp.asarray(y).reshape(groups.shape[1], -1)
     return _sweep(_with_eps(matcher, eps), key, u, v, groups, eps, y, relative, repeats, draws)
 

@@ -54,6 +54,12 @@ def test_align_beats_the_class_mean(aligned):
     np.testing.assert_allclose(report["foscttm"]["class_mean"], 0.5, atol=0.01)
 
 
+def test_one_member_has_the_scores_themselves(aligned):
+    _, _, alignment = aligned
+    np.testing.assert_array_equal(alignment.member_scores_a, alignment.scores_a[None])
+    np.testing.assert_array_equal(alignment.member_scores_b, alignment.scores_b[None])
+
+
 def test_the_report_is_strict_json_and_counts_everything(aligned):
     data, truth, alignment = aligned
     truth = dataclasses.replace(truth, pair=truth.pair.at[:7].set(-1))

@@ -9,7 +9,7 @@ import psa_jax as psa
 from psa_jax.coupling import Info
 from psa_jax.match import relative
 from psa_jax.selection import held_out_agreement
-from psa_jax.sweep import CRITERIA, select_eps
+from psa_jax.sweep import CRITERIA, calibrated_coupling, select_eps
 
 T = np.arange(240) % 4
 GROUPS = psa.group(T, T, 4)
@@ -230,6 +230,9 @@ def test_rows_are_the_table():
         ({"u": jnp.ones((240, 5))}, "u, v: expected the same members"),
         ({"u": jnp.ones((240, 1)), "v": jnp.ones((240, 1))}, "u: expected at least two columns"),
         ({"u": jnp.ones((0, 240, 6)), "v": jnp.ones((0, 240, 6))}, "u: expected at least one member"),
+        ({"y": jnp.ones((239, 2))}, r"y: expected \[240, ...\]"),
+        ({"y": jnp.ones(240)}, r"y: expected \[240, ...\]"),
+        ({"y": jnp.ones((240, 2)).at[3, 1].set(jnp.nan)}, "y: expected finite"),
         ({"repeats": 0}, "repeats: expected"),
         ({"draws": 0}, "draws: expected"),
     ],
@@ -239,3 +242,78 @@ def test_bad_input(change, message):
     u, v, eps = given.pop("u"), given.pop("v"), given.pop("eps")
     with pytest.raises(ValueError, match=message):
         select_eps(KEY, u, v, GROUPS, eps, **given)
+
+
+def test_shrinkage_is_the_slope_on_held_out_scores_times_stability_and_y_changes_only_these():
+    u, v = ensemble()
+    y = jax.random.normal(jax.random.key(5), (240, 2, 2))
+    plain, told = (
+        sweep_softmax(KEY, u, v, GROUPS, [1.0], repeats=1),
+        sweep_softmax(KEY, u, v, GROUPS, [1.0], repeats=1, y=y),
+    )
+    match = psa.blockwise(functools.partial(softmax, eps=jnp.float32(1.0)))
+    order = np.asarray(jax.random.permutation(jax.random.split(jax.random.split(KEY)[0], 1)[0], 6))
+    own, projected = [], []
+    for used, held in ((order[:3], order[3:]), (order[3:], order[:3])):
+        coupling = match(u.mean(0)[:, used], v.mean(0)[:, used], GROUPS)
+        own.append(within(u.mean(0)[:, held]))
+        projected.append(within(coupling.apply(v.mean(0)[:, held])))
+    own, projected = np.concatenate(own, axis=1), np.concatenate(projected, axis=1)
+    slope = np.clip((own * projected).sum() / (projected**2).sum(), 0, 1)
+    seen = [within(match(u[k], v[k], GROUPS).apply(y.reshape(240, -1))).ravel() for k in range(3)]
+    stability = np.mean([np.corrcoef(seen[i], seen[j])[0, 1] for i, j in ((0, 1), (0, 2), (1, 2))])
+    np.testing.assert_allclose(told.stability, [stability], atol=2e-3)
+    for sweep in (plain, told):
+        weight = float(slope * sweep.stability[0])
+        np.testing.assert_allclose(sweep.shrinkage, [weight], atol=2e-3)
+        share = 1 - ((own - weight * projected) ** 2).sum() / (own**2).sum()
+        np.testing.assert_allclose(sweep.calibrated, [share], atol=2e-3)
+    one, other = columns(plain), columns(told)
+    assert abs(one["stability"] - other["stability"]) > 0.05
+    for name in set(one) - {"stability", "shrinkage", "calibrated"}:
+        np.testing.assert_array_equal(one[name], other[name])
+    alone = sweep_softmax(KEY, u[0], v[0], GROUPS, [1.0], repeats=1)
+    assert np.isnan(alone.stability).all()
+    assert 0 < float(alone.shrinkage[0]) <= 1
+
+
+CALIBRATED = functools.partial(calibrated_coupling, eps=(0.05, 0.2, 0.8), repeats=2)
+
+
+def test_calibration_believes_a_shared_state_and_not_noise():
+    coupling, sweep = CALIBRATED(KEY, *views(0.05), GROUPS)
+    best = int(np.argmax(sweep.calibrated))
+    assert best < 2
+    assert float(sweep.shrinkage[best]) > 0.9
+    assert coupling.shape == (240, 240)
+
+    u, v, y, truth = (jax.random.normal(k, (240, 6)) for k in jax.random.split(jax.random.key(3), 4))
+    coupling, sweep = CALIBRATED(KEY, u, v, GROUPS)
+    best = int(np.argmax(sweep.calibrated))
+    assert float(sweep.shrinkage[best]) < 0.2
+    eps = relative(sweep.eps[best])
+    unshrunk = psa.blockwise(functools.partial(psa.sinkhorn, eps=eps))(u, v, GROUPS)
+    mean = np.stack([np.asarray(y)[t == T].mean(0) for t in range(4)])[T]
+    nothing, shrunk, bare = (
+        ((np.asarray(truth) - np.asarray(guess)) ** 2).mean() for guess in (mean, coupling.apply(y), unshrunk.apply(y))
+    )
+    assert shrunk < 1.02 * nothing
+    assert bare > 1.05 * nothing
+
+
+def test_noise_of_members_lowers_the_shrinkage():
+    clean = views(0.05)
+    keys = jax.random.split(jax.random.key(8), 2)
+    noisy = [x[None] + 1.5 * jax.random.normal(k, (2, *x.shape)) for k, x in zip(keys, clean, strict=True)]
+    same = [jnp.stack([x, x]) for x in clean]
+    weights = []
+    for pair in (same, noisy):
+        _, sweep = CALIBRATED(KEY, *pair, GROUPS, y=clean[1])
+        weights.append(float(sweep.shrinkage[np.argmax(sweep.calibrated)]))
+    assert weights[0] > 0.9
+    assert weights[1] < 0.8 * weights[0]
+
+
+def test_a_bad_y_for_calibration():
+    with pytest.raises(ValueError, match="y: expected finite"):
+        calibrated_coupling(KEY, *views(0.3), GROUPS, y=jnp.full((240, 2), jnp.inf))
