@@ -15,7 +15,7 @@ from psa_jax.groups import Bucket, Groups
 from psa_jax.match import sinkhorn
 from psa_jax.match.blockwise import blockwise
 from psa_jax.pipeline import Alignment
-from psa_jax.selection import halves, keep, treatment_of_rows, within
+from psa_jax.selection import halves, hold, keep, treatment_of_rows, within
 from psa_jax.types import Array, Bool, Float, Int, KeyArray, float_dtype, map_rows, pytree
 
 FEWEST = 5
@@ -307,12 +307,6 @@ def _orders(key: KeyArray, t: np.ndarray, permutations: int) -> Int[Array, "orde
     return jnp.asarray(orders, jnp.int32)
 
 
-def _held(y: Array, held: Bool[Array, " d"]) -> Array:
-    """The held-out columns, less their mean; zeros elsewhere."""
-    mean = keep(y, held).sum(1, keepdims=True) / held.sum().astype(y.dtype)
-    return keep(y - mean, held)
-
-
 @jax.jit
 def _moments(
     coupling: Blocked,
@@ -325,7 +319,7 @@ def _moments(
     orders: Int[Array, "orders m"],
 ) -> Float[Array, "orders T 3"]:
     """For each order of b and treatment, of held-out columns: a times projected b, and the squares of both, summed."""
-    own, theirs = within(_held(u, held), t_a, groups), within(_held(v, held), t_b, groups)
+    own, theirs = within(hold(u, held), t_a, groups), within(hold(v, held), t_b, groups)
 
     def some(orders: Int[Array, "k m"]) -> Float[Array, "k T 3"]:
         projected = coupling.apply(jnp.swapaxes(theirs[orders], 0, 1))

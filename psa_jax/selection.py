@@ -26,8 +26,9 @@ def held_out_agreement(
 
     The columns of the scores (treatments) are dealt into two random halves. One half is matched; through that
     coupling the other half of modality b is projected onto the rows of modality a and correlated with what modality a
-    has there, after subtracting each treatment's mean. Noise that the modalities do not share cannot be predicted that
-    way, so the correlation is positive only where the scores are a common map of a common state.
+    has there, after subtracting each treatment's mean, and from the held-out columns their own (centred scores sum to
+    zero, so that one half would tell the sum of the other in pure noise). The correlation is positive only where the
+    scores of both modalities hang together alike; with two columns, centred, it is one by construction.
 
     Args:
         key: decides the halves.
@@ -62,23 +63,34 @@ def _agreement(matcher: Any, key: KeyArray, u: Array, v: Array, groups: Groups, 
     match = blockwise(matcher)
 
     def once(used: Bool[Array, " d"]) -> Float[Array, ""]:
-        projected = match(keep(u, used), keep(v, used), groups).apply(keep(v, ~used))
-        return _correlation(within(keep(u, ~used), t, groups), within(projected, t, groups))
+        projected = match(keep(u, used), keep(v, used), groups).apply(hold(v, ~used))
+        return _correlation(within(hold(u, ~used), t, groups), within(projected, t, groups))
 
     return jax.lax.map(once, halves(key, u.shape[1], repeats))
 
 
 def halves(key: KeyArray, d: int, repeats: int) -> Bool[Array, "values d"]:
-    """Random halves of `d` columns, and after each the other half."""
-    half = [
+    """Random halves of `d` columns to match by, and after each the other half; at least two are held out if d > 2."""
+    first = [
         jnp.zeros(d, bool).at[jax.random.permutation(k, d)[: d // 2]].set(True) for k in jax.random.split(key, repeats)
     ]
-    return jnp.stack([used for each in half for used in (each, ~each)])
+    if d == 3:
+        return jnp.stack([used for each in first for used in (each, jnp.roll(each, 1))])
+    return jnp.stack([used for each in first for used in (each, ~each)])
 
 
 def keep(y: Array, columns: Bool[Array, " d"]) -> Array:
     """The columns, zeros elsewhere: they then count neither in a distance nor in a correlation."""
     return jnp.where(columns[None], y, 0)
+
+
+def hold(y: Array, columns: Bool[Array, " d"]) -> Array:
+    """The columns less their mean, zeros elsewhere: what the others do not tell, though centred scores sum to zero.
+
+    One column, of two, is left as it is.
+    """
+    mean = keep(y, columns).sum(1, keepdims=True) / jnp.maximum(columns.sum(), 1).astype(y.dtype)
+    return keep(y - jnp.where(y.shape[1] > 2, mean, 0), columns)
 
 
 def treatment_of_rows(groups: Groups) -> Int[Array, " n"]:

@@ -15,7 +15,7 @@ from psa_jax.groups import Groups
 from psa_jax.match import Relative, sinkhorn
 from psa_jax.match.blockwise import blockwise, split_settings
 from psa_jax.selection import halves as random_halves
-from psa_jax.selection import keep, treatment_of_rows, within
+from psa_jax.selection import hold, keep, treatment_of_rows, within
 from psa_jax.shrink import shrink
 from psa_jax.types import Array, Float, KeyArray, float_dtype, pytree, static
 
@@ -254,8 +254,8 @@ def _sweep(
         def solve(total: Array, problem: Any) -> Any:
             index, member, used, held = problem
             coupling = match(keep(u[member], used), keep(v[member], used), groups)
-            own = within(keep(u[0], held), t, groups)
-            projected = within(coupling.apply(keep(v[0], held)), t, groups)
+            own = within(hold(u[0], held), t, groups)
+            projected = within(coupling.apply(hold(v[0], held)), t, groups)
             total = jax.lax.cond(
                 member > 0, lambda: total + _unit(within(coupling.apply(shown), t, groups)), lambda: total
             )
