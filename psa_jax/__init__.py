@@ -13,12 +13,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from psa_jax import match
+from psa_jax.alignment import Alignment, AlignmentWarning
 from psa_jax.augment import compose, gaussian_noise, smoothing, translation
 from psa_jax.blocked import Blocked
 from psa_jax.coupling import Coupling, Info
 from psa_jax.crossfit import CrossFitted, crossfit
 from psa_jax.data import Modality, Truth, Unpaired, split, validate
-from psa_jax.diagnose import Diagnosis, diagnose, permute_treatments
+from psa_jax.diagnose import diagnose, permute_treatments
+from psa_jax.diagnosis import Diagnosis
 from psa_jax.distributions import per_treatment
 from psa_jax.divergence import gaussian_kl_divergence, kl_divergence
 from psa_jax.evaluation import evaluate
@@ -45,7 +47,7 @@ from psa_jax.match.blockwise import blockwise
 from psa_jax.metrics import by_treatment, foscttm, label_transfer, latent_mse, trace
 from psa_jax.model import Model, from_linen, from_nnx
 from psa_jax.nets import batch_norm, conv, layer_norm, linear, mlp
-from psa_jax.pipeline import Alignment, AlignmentWarning, align
+from psa_jax.pipeline import align
 from psa_jax.predict import fit_predictor, fit_predictor_ensemble, predict
 from psa_jax.regression import R2, r2
 from psa_jax.score import calibrate, centre, expected_calibration_error, from_logits, log_prior, propensity, reliability
@@ -58,7 +60,7 @@ from psa_jax.wasserstein import sliced_wasserstein1, wasserstein1
 if TYPE_CHECKING:
     from psa_jax import baselines, datasets, io, plot
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 __all__ = [
     "R2",

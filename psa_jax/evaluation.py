@@ -6,13 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from psa_jax.alignment import Alignment, Calibration
 from psa_jax.blocked import Blocked
 from psa_jax.coupling import Coupling
 from psa_jax.data import Truth, Unpaired, check_truth, on_host
 from psa_jax.match import class_mean
 from psa_jax.match.blockwise import blockwise
 from psa_jax.metrics import by_treatment, foscttm, project, trace
-from psa_jax.pipeline import Alignment, Calibration
 from psa_jax.types import Array, KeyArray, float_dtype
 
 

@@ -9,10 +9,10 @@ from typing import Any
 import jax
 import numpy as np
 
+from psa_jax.alignment import Calibration
 from psa_jax.blocked import Blocked
 from psa_jax.coupling import Coupling
 from psa_jax.data import Truth
-from psa_jax.pipeline import Calibration
 from psa_jax.sweep import CRITERIA, EpsSweep
 from psa_jax.types import Array, Float, Int, KeyArray
 

@@ -321,7 +321,7 @@ def _unit(x: Array) -> Array:
     return _ratio(x, jnp.sqrt(jnp.sum(x**2)), 0)
 
 
-def _ratio(x: Array, y: Array, otherwise: float) -> Array:
+def _ratio(x: Array, y: Array, otherwise: Any) -> Array:
     return jnp.where(y > 0, x / jnp.where(y > 0, y, 1), otherwise)
 
 

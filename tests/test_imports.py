@@ -29,7 +29,7 @@ ORDER = [
         "match.blockwise",
     ],
     ["metrics", "regression", "distributions", "wasserstein", "divergence"],
-    ["shrink", "selection", "sweep", "predict", "pipeline", "evaluation", "diagnose"],
+    ["shrink", "selection", "sweep", "predict", "alignment", "pipeline", "evaluation", "diagnosis", "diagnose"],
     ["baselines", "datasets", "io", "plot", "cli"],
 ]
 RANK = {name: (level, place) for level, row in enumerate(ORDER) for place, name in enumerate(row)}

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import psa_jax as psa
+from psa_jax.alignment import Calibration
 from psa_jax.match import known_pairs
-from psa_jax.pipeline import Calibration
 
 matplotlib = pytest.importorskip("matplotlib")
 matplotlib.use("Agg")

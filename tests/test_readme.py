@@ -13,7 +13,7 @@ def blocks(language):
     return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
 
 
-@pytest.mark.parametrize("example", blocks("python"), ids=["align", "matcher"])
+@pytest.mark.parametrize("example", blocks("python"), ids=["align", "matcher", "calibrate"])
 def test_examples_run(example, capsys):
     exec(compile(example, "README.md", "exec"), {})
     assert capsys.readouterr().out.strip()

@@ -12,6 +12,7 @@ PROGRAM = """
         from psa_jax import baselines, datasets
 
     import functools
+    import sys
     import jax
     import jax.numpy as jnp
 
@@ -35,6 +36,12 @@ PROGRAM = """
         psa.per_treatment(distance, x, t, x[:40], t[:40], 3), jax.jit(distance)(x, x[:40])
     psa.fit_ensemble(jax.random.split(key, 2), psa.linear(3), x, t, epochs=1)
     psa.held_out_agreement(key, psa.sinkhorn, out.scores_a, out.scores_b, out.groups, repeats=1)
+    diagnosis = psa.diagnose(key, out, repeats=1, permutations=2)
+    print(diagnosis, diagnosis.warnings, file=sys.stderr)
+    C, sweep = psa.calibrated_coupling(key, out.member_scores_a, out.member_scores_b, out.groups, y=x[:40], repeats=1)
+    for loss in ("barycentric", "sampled", "unbiased"):
+        fitted = psa.fit_predictor(key, psa.linear(4), x, x[:40], C, loss=loss, epochs=1)
+    psa.predict(psa.linear(4), fitted.params, x), psa.shrink(psa.match.known_pairs(truth.pair, 40), 0.5)
     baselines.cca(data), baselines.raw(data, query=data), baselines.noise(key, data)
     for learner, outputs in ((baselines.contrastive, 2), (baselines.vae, 4)):
         learner(key, data, dim=2, epochs=1, model_a=psa.linear(outputs), model_b=psa.linear(outputs))

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from psa_jax import datasets, io
+from psa_jax.alignment import Alignment
 from psa_jax.augment import translation
 from psa_jax.cli.output import write_report
 from psa_jax.cli.results import finish_demo, judge, metric_rows, note_clipped, status_line, verdict, write, write_cells
@@ -19,7 +20,7 @@ from psa_jax.datasets.balls import LEVELS
 from psa_jax.evaluation import evaluate
 from psa_jax.match import assignment, known_pairs, nearest, relative, sinkhorn, snn
 from psa_jax.nets import conv
-from psa_jax.pipeline import Alignment, align, default_epochs
+from psa_jax.pipeline import align, default_epochs
 from psa_jax.train import BATCH_SIZE
 
 BALLS_SIZE, PICTURE_SIZE = 32, 96

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 
 from psa_jax import io
+from psa_jax.alignment import Alignment
 from psa_jax.cli.output import write_report, write_table
 from psa_jax.cli.show import Show, metrics_table
 from psa_jax.data import Truth, Unpaired
 from psa_jax.evaluation import evaluate
 from psa_jax.match import known_pairs, snn
 from psa_jax.match.blockwise import blockwise
-from psa_jax.pipeline import Alignment
 from psa_jax.types import KeyArray
 
 Reports = dict[str, dict[str, Any]]

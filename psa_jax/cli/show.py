@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from psa_jax.pipeline import AlignmentWarning
+from psa_jax.alignment import AlignmentWarning
 
 _T = TypeVar("_T")
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from psa_jax.alignment import Alignment
 from psa_jax.io.cells import Loaded
-from psa_jax.pipeline import Alignment
 
 FEW = 4
 
