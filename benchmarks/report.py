@@ -86,11 +86,36 @@ def section(name, record):
         rows = [row for row in record["rows"] if row["table"] == table]
         if rows:
             lines += [f"### {table.capitalize()}\n", markdown(summary(rows, keys)) + "\n"]
+    lines += [f"{text}\n" for text in remarks(record["rows"])]
     if settings["data"] in PUBLISHED:
         lines += ["### The paper\n", markdown(PUBLISHED[settings["data"]]) + "\n"]
     if settings["convention"] == "ours":
         lines.append(f"![{title}](figures/{name}.png)\n")
     return "\n".join(lines)
+
+
+def remarks(rows):
+    """What the tables say against us, in words: medians over seeds."""
+    found = {}
+    for row in rows:
+        if row["table"] == "prediction":
+            found.setdefault((row["coupling"], row["loss"]), []).append(row["R2"])
+    medians = {name: float(np.median(values)) for name, values in found.items()}
+    out = []
+    for coupling in dict.fromkeys(name for name, _ in medians):
+        unbiased, plain = (medians[coupling, loss] for loss in ("unbiased", "sampled"))
+        if coupling in ("true pairs", "PS+OT, calibrated") and unbiased < plain - 0.005:
+            out.append(
+                f"The unbiased loss is worse than the plain one through {coupling}: R2 {unbiased:.3g}, {plain:.3g}."
+            )
+    errors = {}
+    for row in rows:
+        if row["table"] == "alignment" and row["match"] != "true pairs":
+            errors.setdefault(f"{row['representation']} with {row['match']}", []).append(row.get("error / class mean"))
+    worse = [name for name, values in errors.items() if None not in values and np.median(values) > 1.0005]
+    if worse:
+        out.append(f"Projections worse than the treatment's mean: {'; '.join(worse)}.")
+    return out
 
 
 def summary(rows, keys):

@@ -218,7 +218,7 @@ def _train(
             return (ids, ids)
         keys = jax.random.split(key, 2 if loss == "unbiased" else 1)
         drawn = (coupling.T.sample(k) for k in keys)
-        # A sample without a partner is masked in the loss; what stands in for its partner is any input, not one of them.
+        # The loss masks samples without a partner; what stands in for it is any input, not always the same one.
         return (ids, *(jnp.where(j >= 0, j, ids % x_a.shape[0]) for j in drawn))
 
     def batch_loss(params: PyTree, rows: tuple[Array, ...], key: KeyArray) -> tuple[Array, PyTree]:
