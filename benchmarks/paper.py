@@ -60,19 +60,19 @@ def main():
     parser.add_argument("--path")
     parser.add_argument("--treatment")
     args = parser.parse_args()
-    start, rows = time.perf_counter(), []
-    for seed in range(args.seeds):
-        rows += measure(args, seed)
-    seconds = round(time.perf_counter() - start)
-    settings = {**vars(args), "path": None if args.path is None else "given", "seconds": seconds}
     name = f"paper_{args.data}_{args.scale}" + ("_convention" if args.convention == "paper" else "")
-    record = {"settings": settings, "environment": environment(), "rows": rows}
-    (HERE / "results").mkdir(exist_ok=True)
-    (HERE / "results" / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
-    if args.convention == "ours":
-        draw(name, record)
-    write()
-    print(f"{seconds} s")
+    start, rows = time.perf_counter(), []
+    for seed in range(args.seeds):  # written after each, so that a run cut short is not lost
+        rows += measure(args, seed)
+        settings = {**vars(args), "seeds": seed + 1, "path": None if args.path is None else "given"}
+        settings["seconds"] = round(time.perf_counter() - start)
+        record = {"settings": settings, "environment": environment(), "rows": rows}
+        (HERE / "results").mkdir(exist_ok=True)
+        (HERE / "results" / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
+        if args.convention == "ours":
+            draw(name, record)
+        write()
+        print(f"{settings['seconds']} s", flush=True)
 
 
 if __name__ == "__main__":
