@@ -64,6 +64,7 @@ def main():
     start, rows = time.perf_counter(), []
     for seed in range(args.seeds):  # written after each, so that a run cut short is not lost
         rows += measure(args, seed)
+        jax.clear_caches()  # programs of many shapes exhaust the memory maps that Linux allows a process
         settings = {**vars(args), "seeds": seed + 1, "path": None if args.path is None else "given"}
         settings["seconds"] = round(time.perf_counter() - start)
         record = {"settings": settings, "environment": environment(), "rows": rows}
