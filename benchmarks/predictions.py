@@ -37,12 +37,15 @@ def predictors(key, problem):
     eps, weight = psa.relative(sweep.eps[best]), sweep.shrinkage[best]
     mean, scale = train.b.x.mean(0), train.b.x.std(0)
     scale = jnp.where(scale > 0, scale, 1)
-    hold_a, hold_b = (
-        np.array(jax.random.bernoulli(k, 0.2, side.t.shape))
-        for k, side in zip(jax.random.split(key_hold), (train.a, train.b), strict=True)
+    numbered = psa.Unpaired(
+        *(psa.Modality(jnp.arange(side.t.size, dtype=jnp.float32)[:, None], side.t) for side in (train.a, train.b)),
+        train.num_treatments,
     )
-    pair = np.asarray(truth.pair)
-    hold_b[pair[pair >= 0]] = hold_a[pair >= 0]  # known pairs stay together, as in `psa.split`
+    held_out = psa.split(key_hold, numbered, (0.8, 0.2), truth)[1][0]  # of the same sizes for every seed: one program
+    hold_a, hold_b = (
+        np.isin(np.arange(side.t.size), np.asarray(part.x, int))
+        for side, part in ((train.a, held_out.a), (train.b, held_out.b))
+    )
     sides = []
     for rows, cols in ((~hold_a, ~hold_b), (hold_a, hold_b)):
         data, pairs = rows_of(train, truth, rows, cols)

@@ -106,13 +106,17 @@ def test_a_query_is_aligned_instead(aligned):
     report = psa.evaluate(jax.random.key(1), result, truth, query)["metrics"]
     assert report["latent_mse"]["micro"] < 0.5 * report["latent_mse"]["class_mean"]
     valid, _ = screen(80, seed=6)
-    assert ALIGN(jax.random.key(0), data, query=query, valid=valid, members=2).scores_a.shape == (120, 4)
+    several = ALIGN(jax.random.key(0), data, query=query, valid=valid, members=2)
+    assert several.member_scores_b.shape == (2, 120, 4)
+    np.testing.assert_allclose(several.member_scores_b.mean(0), several.scores_b, atol=1e-5)
+    assert float(jnp.abs(several.member_scores_b[0] - several.member_scores_b[1]).max()) > 1e-3
 
 
 def test_members_are_averaged():
     data, _ = screen(80)
     result = ALIGN(jax.random.key(0), data, epochs=2, members=2)
     assert jax.tree.leaves(result.fitted_a.params)[0].shape[:2] == (2, 5)
+    np.testing.assert_allclose(result.member_scores_a.mean(0), result.scores_a, atol=1e-5)
     one = psa.crossfit(
         jax.random.split(jax.random.split(jax.random.key(0), 3)[1], 2)[0],
         MODEL,
