@@ -87,10 +87,10 @@ def keep(y: Array, columns: Bool[Array, " d"]) -> Array:
 def hold(y: Array, columns: Bool[Array, " d"]) -> Array:
     """The columns less their mean, zeros elsewhere: what the others do not tell, though centred scores sum to zero.
 
-    One column, of two, is left as it is.
+    All columns, and one of two, are left as they are.
     """
     mean = keep(y, columns).sum(1, keepdims=True) / jnp.maximum(columns.sum(), 1).astype(y.dtype)
-    return keep(y - jnp.where(y.shape[1] > 2, mean, 0), columns)
+    return keep(y - jnp.where(columns.all() | (columns.size <= 2), 0, mean), columns)
 
 
 def treatment_of_rows(groups: Groups) -> Int[Array, " n"]:

@@ -37,6 +37,12 @@ def test_it_falls_with_noise_that_is_not_shared_and_vanishes_without_a_common_st
     assert abs(float(held_out_agreement(key, psa.sinkhorn, u, jax.random.permutation(key, v), GROUPS).mean())) < 0.3
 
 
+def test_centred_noise_does_not_agree_by_its_sum():
+    scores = [jax.random.normal(k, (240, 6)) for k in jax.random.split(jax.random.key(11))]
+    u, v = (x - x.mean(1, keepdims=True) for x in scores)
+    assert abs(float(held_out_agreement(jax.random.key(0), psa.sinkhorn, u, v, GROUPS).mean())) < 0.06
+
+
 def test_it_ignores_what_only_separates_treatments():
     offsets = 10 * jax.random.normal(jax.random.key(1), (4, 6))[T]
     u, v = views(0.3)
@@ -85,6 +91,11 @@ def within(y):
     return np.concatenate([y[t == T] - y[t == T].mean(0) for t in range(4)])
 
 
+def free(y):
+    """Held-out columns less their mean."""
+    return y - y.mean(1, keepdims=True)
+
+
 def explained(y, y_hat):
     return 1 - ((within(y) - within(y_hat)) ** 2).sum() / (within(y) ** 2).sum()
 
@@ -129,7 +140,7 @@ def test_agreement_is_that_of_held_out_agreement_and_prediction_is_its_share_of_
         order = np.asarray(jax.random.permutation(k, 6))
         for used, held in ((order[:3], order[3:]), (order[3:], order[:3])):
             coupling = psa.blockwise(matcher)(u[:, used], v[:, used], GROUPS)
-            found.append(explained(u[:, held], coupling.apply(v[:, held])))
+            found.append(explained(free(u[:, held]), coupling.apply(free(v[:, held]))))
     np.testing.assert_allclose(sweep.prediction[0], np.mean(found), atol=1e-4)
 
 
@@ -256,8 +267,8 @@ def test_shrinkage_is_the_slope_on_held_out_scores_times_stability_and_y_changes
     own, projected = [], []
     for used, held in ((order[:3], order[3:]), (order[3:], order[:3])):
         coupling = match(u.mean(0)[:, used], v.mean(0)[:, used], GROUPS)
-        own.append(within(u.mean(0)[:, held]))
-        projected.append(within(coupling.apply(v.mean(0)[:, held])))
+        own.append(within(free(u.mean(0)[:, held])))
+        projected.append(within(coupling.apply(free(v.mean(0)[:, held]))))
     own, projected = np.concatenate(own, axis=1), np.concatenate(projected, axis=1)
     slope = np.clip((own * projected).sum() / (projected**2).sum(), 0, 1)
     seen = [within(match(u[k], v[k], GROUPS).apply(y.reshape(240, -1))).ravel() for k in range(3)]
