@@ -73,9 +73,8 @@ def test_noise_is_none_even_though_centred_columns_tell_each_other():
     assert max(float(report.overall_z) for report in reports) < 3.5
     named = "no evidence of alignment within treatments 0, 1, 2, 3, 4, 5: scores that were held out are not predicted"
     assert any(text.startswith(named) for text in reports[0].warnings)
-    # what the criterion does without freeing columns of their mean
     u, v = (jnp.asarray(y, jnp.float32) for y in noise())
-    assert float(psa.held_out_agreement(KEY, softmax, u, v, GROUPS).mean()) > 0.1
+    assert abs(float(psa.held_out_agreement(KEY, softmax, u, v, GROUPS).mean())) < 0.05
 
 
 def test_smooth_projections_of_noise_are_no_evidence():
