@@ -267,7 +267,8 @@ def eps_sweep(table: EpsSweep, *, ax: Any = None) -> Any:
         _, ax = plt.subplots(figsize=(7, 4), layout="constrained")
     order = np.argsort(np.asarray(table.eps))
     eps, converged = np.asarray(table.eps)[order], np.asarray(table.converged)[order] == 1
-    looks = zip(CRITERIA, (BLUE, ORANGE, GREEN, INK, GREY, GREY), ("-", "-", "-", "-", "--", ":"), strict=True)
+    colours = (BLUE, ORANGE, GREEN, INK, GREY, GREY, GREY, BLUE)
+    looks = zip(CRITERIA, colours, ("-", "-", "-", "-", "--", ":", "-.", "--"), strict=True)
     for name, colour, style in looks:
         values = np.asarray(getattr(table, name), float)[order]
         if not np.isfinite(values).any():

@@ -123,7 +123,7 @@ def select_eps(
     Example:
         >>> from psa_jax.groups import group
         >>> t = jnp.arange(60) % 3
-        >>> u = jax.random.normal(jax.random.key(0), (60, 1)) * jnp.array([[1.0, -1.0, 2.0, 1.0]])
+        >>> u = jax.random.normal(jax.random.key(0), (60, 1)) * jnp.array([[1.0, -1.0, 2.0, 0.5]])
         >>> sweep = select_eps(jax.random.key(1), u, u, group(t, t, 3), [0.05, 0.5])
         >>> round(float(sweep.best), 2), bool(sweep.entropy[0] < sweep.entropy[1])
         (0.05, True)
@@ -175,7 +175,7 @@ def calibrated_coupling(
     Example:
         >>> from psa_jax.groups import group
         >>> t = jnp.arange(60) % 3
-        >>> u = jax.random.normal(jax.random.key(0), (60, 1)) * jnp.array([[1.0, -1.0, 2.0, 1.0]])
+        >>> u = jax.random.normal(jax.random.key(0), (60, 1)) * jnp.array([[1.0, -1.0, 2.0, 0.5]])
         >>> C, sweep = calibrated_coupling(jax.random.key(1), u, u, group(t, t, 3), eps=(0.05, 0.5))
         >>> C.shape, bool(sweep.shrinkage[0] > 0.9)
         ((60, 60), True)
@@ -279,7 +279,7 @@ def _sweep(
         slope = jnp.clip(_ratio(common, ours, 0), 0, 1)
         shrinkage = slope * jnp.clip(stability, 0, 1) if pairs else slope
         return {
-            "prediction": _explained(kept).mean(),
+            "prediction": jnp.nanmean(_explained(kept)),  # a half that does not vary says nothing
             "agreement": _ratio(kept[:, 0], jnp.sqrt(kept[:, 1] * kept[:, 2]), 0).mean(),
             "reconstruction": _explained(moments[:1])[0],
             "stability": stability,

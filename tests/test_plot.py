@@ -129,6 +129,8 @@ def test_eps_sweep():
         stability=nothing,
         cycle=-rising,
         entropy=jnp.ones(3),
+        shrinkage=nothing,
+        calibrated=nothing,
         converged=jnp.array([1.0, 0.5, 1.0]),
         best=jnp.float32(0.5),
         relative=True,
