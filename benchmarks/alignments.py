@@ -11,7 +11,7 @@ import psa_jax as psa
 from psa_jax import baselines
 from psa_jax.match import class_mean, known_pairs
 from psa_jax.metrics import project
-from psa_jax.pipeline import default_epochs, default_model
+from psa_jax.represent import default_epochs, default_model
 
 MEMBERS = {"balls": 2}
 BIG = 30
@@ -25,9 +25,9 @@ def identity(logits):
 
 
 def quietly(function, *args, **options):
-    """Calls without the warnings about alignments, which the figures show."""
+    """Calls without warnings, about alignments or treatments that are too small: the figures show them."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", psa.AlignmentWarning)
+        warnings.simplefilter("ignore", UserWarning)
         return function(*args, **options)
 
 
@@ -59,12 +59,6 @@ def published(key, problem):
     return tuple(scores)
 
 
-def permuted(key, data):
-    """The data with the labels of each modality permuted: what is learned from it says nothing."""
-    sides = zip((data.a, data.b), jax.random.split(key), strict=True)
-    return psa.Unpaired(*(psa.Modality(s.x, jax.random.permutation(k, s.t)) for s, k in sides), data.num_treatments)
-
-
 def couplings(key, problem):
     """Yields `(representation, match, coupling)`; every setting is chosen with labels only."""
     keys = iter(jax.random.split(key, 8))
@@ -87,7 +81,7 @@ def couplings(key, problem):
     u, v = published(next(keys), problem)
     yield "PS as published", "OT, eps 0.05", psa.blockwise(PAPER_OT)(u, v, groups)
     yield "PS as published", "SNN", psa.blockwise(psa.snn)(u, v, groups)
-    control = align(next(keys), permuted(next(keys), problem.train))
+    control = align(next(keys), psa.permute_treatments(next(keys), problem.train))
     yield "PS, permuted labels", "OT", psa.blockwise(psa.sinkhorn)(control.scores_a, control.scores_b, groups)
     for name, embed in (("VAE", baselines.vae), ("contrastive", baselines.contrastive)):
         u, v = embed(next(keys), problem.train, query=problem.query)

@@ -1,7 +1,6 @@
 """Predictors of modality b from modality a, trained through couplings, for `python -m benchmarks.paper`."""
 
 import functools
-import warnings
 
 import jax
 import jax.numpy as jnp
@@ -29,12 +28,8 @@ def predictors(key, problem):
     key_split, key_align, key_hold, key_fit, key_calibrate = jax.random.split(key, 5)
     (train, truth), (test, test_truth) = parts(key_split, problem)
     out = quietly(psa.align, key_align, train, members=2)
-    chosen, sweep = psa.calibrated_coupling(
-        key_calibrate, out.member_scores_a, out.member_scores_b, out.groups, y=train.b.x
-    )
-    del chosen  # matched again on each part, with the same eps and shrinkage
-    best = int(np.argmax(np.where(np.asarray(sweep.converged) == 1, np.asarray(sweep.calibrated), -np.inf)))
-    eps, weight = psa.relative(sweep.eps[best]), sweep.shrinkage[best]
+    _, sweep = psa.calibrated_coupling(key_calibrate, out.member_scores_a, out.member_scores_b, out.groups, y=train.b.x)
+    eps, weight = sweep.choice  # what follows is matched again on each part
     mean, scale = train.b.x.mean(0), train.b.x.std(0)
     scale = jnp.where(scale > 0, scale, 1)
     numbered = psa.Unpaired(
@@ -99,21 +94,14 @@ def judge(predicted, test, truth, train, unseen):
         places[", unseen"] = np.asarray(unseen)
         far = known & np.isin(test.a.t, unseen)
         out["R2, unseen"] = float(psa.r2(predicted[far], true[far], center=mean).pooled)
-    w1 = quiet(psa.per_treatment, psa.wasserstein1, predicted, test.a.t, test.b.x, test.b.t, test.num_treatments)
-    kl = quiet(
+    w1 = quietly(psa.per_treatment, psa.wasserstein1, predicted, test.a.t, test.b.x, test.b.t, test.num_treatments)
+    kl = quietly(
         psa.per_treatment, psa.kl_divergence, test.b.x @ axes, test.b.t, predicted @ axes, test.a.t, test.num_treatments
     )
     for where, ids in places.items():
         out[f"W1{where}"] = float(np.nanmean(np.asarray(w1)[ids].mean(-1)))
         out[f"KL{where}"] = float(np.nanmean(np.asarray(kl)[ids]))
     return out
-
-
-def quiet(function, *args):
-    """Without warnings about treatments that are too small, which are left out of the mean."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return function(*args)
 
 
 def _within(predicted, true, test, seen):

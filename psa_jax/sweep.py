@@ -61,6 +61,17 @@ class EpsSweep:
     best: Float[Array, ""]
     relative: bool = static()
 
+    @property
+    def choice(self) -> tuple[Any, Float[Array, ""]]:
+        """The eps with the largest `calibrated`, in a form for the matcher, and its `shrinkage`, 0 where that is NaN.
+
+        Of those where all treatments converged, if there are any.
+        """
+        usable = jnp.where(jnp.isfinite(self.calibrated), self.calibrated, -jnp.inf)
+        chosen = jnp.argmax(jnp.where(self.converged == 1, usable + 2, usable))  # `calibrated` is in (-1, 1]
+        eps, weight = self.eps[chosen], self.shrinkage[chosen]
+        return Relative(eps) if self.relative else eps, jnp.where(jnp.isfinite(weight), weight, 0)
+
     def rows(self) -> list[dict[str, float]]:
         """The table on the host, one dictionary for each eps: `pandas.DataFrame(sweep.rows())`."""
         columns = {name: np.asarray(getattr(self, name)).tolist() for name in ("eps", *CRITERIA, "converged")}
@@ -181,12 +192,10 @@ def calibrated_coupling(
         ((60, 60), True)
     """
     sweep = select_eps(key, u, v, groups, eps, y=y, matcher=matcher, repeats=repeats, draws=1)
-    usable = jnp.where(jnp.isfinite(sweep.calibrated), sweep.calibrated, -jnp.inf)
-    best = jnp.argmax(jnp.where(sweep.converged == 1, usable + 2, usable))  # `calibrated` is in (-1, 1]
-    match = blockwise(_bind(_with_eps(matcher, eps), Relative(sweep.eps[best])))
+    chosen, weight = sweep.choice
+    match = blockwise(_bind(_with_eps(matcher, eps), chosen))
     u, v = (scores.mean(0) if scores.ndim == 3 else scores for scores in (jnp.asarray(u), jnp.asarray(v)))
-    weight = sweep.shrinkage[best]
-    return shrink(match(u, v, groups), jnp.where(jnp.isfinite(weight), weight, 0)), sweep
+    return shrink(match(u, v, groups), weight), sweep
 
 
 def _with_eps(matcher: Callable[..., Coupling], eps: Any) -> jax.tree_util.Partial:
