@@ -1,6 +1,5 @@
 """The whole thing: from unpaired data to a coupling, and from a coupling to figures."""
 
-import functools
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -10,25 +9,21 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from psa_jax.alignment import Alignment, AlignmentWarning, Calibration
+from psa_jax.alignment import Alignment, AlignmentWarning
 from psa_jax.augment import smoothing
 from psa_jax.blocked import Blocked
 from psa_jax.coupling import Coupling
-from psa_jax.crossfit import crossfit
 from psa_jax.data import Unpaired, check_like, on_host, split, validate
 from psa_jax.groups import Groups, group
-from psa_jax.loop import Fitted
 from psa_jax.match import sinkhorn
 from psa_jax.match.blockwise import blockwise
 from psa_jax.match.eot import MAX_ROUNDING
-from psa_jax.model import Model, logits
-from psa_jax.nets import conv, mlp
-from psa_jax.score import calibrate, centre, expected_calibration_error, from_logits, log_prior, reliability
-from psa_jax.train import fit_ensemble, num_outputs
-from psa_jax.types import Array, Augment, Float, KeyArray, PyTree
+from psa_jax.model import Model
+from psa_jax.represent import represent
+from psa_jax.score import centre
+from psa_jax.types import Array, Augment, KeyArray
 
 VALID_SHARE = 0.2
-STEPS = 2000
 
 
 def align(
@@ -96,6 +91,7 @@ def align(
 
     Example:
         >>> from psa_jax.data import Modality
+        >>> from psa_jax.nets import mlp
         >>> x = jax.random.normal(jax.random.key(0), (40, 2))
         >>> t = jnp.arange(40) % 2
         >>> data = Unpaired(Modality(x + t[:, None], t), Modality((x - t[:, None])[:30], t[:30]), 2)
@@ -117,73 +113,50 @@ def align(
             f"data: expected at least two treatments that both modalities have, got only {shared.tolist()}: a "
             "propensity cannot be estimated (blockwise matches scores of your own)"
         )
-    _check_matcher(matcher, int(shared.size))
+    check_matcher(matcher, int(shared.size))
     key_split, key_a, key_b = jax.random.split(key, 3)
     aligned = data if query is None else query
     if query is not None and valid is None:
         data, valid = _hold_out(key_split, data)
-    results = []
-    for name, k, model, augment in (("a", key_a, model_a, augment_a), ("b", key_b, model_b, augment_b)):
-        modality, target = getattr(data, name), getattr(aligned, name)
-        model = model or default_model(name, modality.x, data.num_treatments)
-        if (outputs := num_outputs(model, modality.x.shape[1:], modality.x.dtype)) != data.num_treatments:
-            raise ValueError(
-                f"model_{name}: expected {data.num_treatments} logits, one for each treatment, got {outputs}"
-            )
-        rounds = default_epochs(modality.x, batch_size) if epochs is None else epochs
-        options: dict[str, Any] = {
-            "optimizer": optimizer,
-            "epochs": rounds,
-            "batch_size": batch_size,
-            "patience": max(1, rounds // 5) if patience is None else patience,
-            "augment": augment,
-            "on_epoch": on_epoch,
-        }
-        keys = jax.random.split(k, members)
-        if query is None:
-            runs = [crossfit(member, model, modality.x, modality.t, folds=folds, **options) for member in keys]
-            target_logits = jnp.stack([run.logits for run in runs])
-            held_out = target_logits.mean(0)
-            fitted, labels = _stack([run.fitted for run in runs]), modality.t
-        else:
-            held = getattr(valid, name)
-            fitted = fit_ensemble(keys, model, modality.x, modality.t, valid=(held.x, held.t), **options)
-            target_logits, held_out = (_member_logits(model, fitted.params, x) for x in (target.x, held.x))
-            held_out = held_out.mean(0)
-            labels = held.t
-        _check_training(name, fitted)
-        calibration = _calibrate(held_out, labels)
-        prior = log_prior(modality.t, data.num_treatments) if divide_prior else None
-        convert = functools.partial(
-            from_logits,
-            temperature=calibration.temperature,
-            log_prior=prior,
+    side_a, side_b = (
+        represent(
+            k,
+            name,
+            getattr(data, name),
+            data.num_treatments,
+            shared,
+            target=None if query is None else getattr(query, name),
+            valid=None if valid is None else getattr(valid, name),
+            model=model,
+            augment=augment,
+            optimizer=optimizer,
+            epochs=epochs,
+            batch_size=batch_size,
+            patience=patience,
+            members=members,
+            folds=folds,
             transform=transform,
-            treatments=shared,
+            divide_prior=divide_prior,
+            on_epoch=on_epoch,
         )
-        scores, member_scores = convert(target_logits.mean(0)), jnp.stack([convert(out) for out in target_logits])
-        bad = np.flatnonzero(~np.isfinite(np.asarray(scores)).all(-1))
-        if bad.size:
-            raise ValueError(
-                f"modality {name}: expected finite scores, got NaN or infinity in {bad.size} of {scores.shape[0]} "
-                f"rows, the first at row {bad[0]}"
-            )
-        results.append((scores, fitted, calibration, member_scores))
+        for name, k, model, augment in (("a", key_a, model_a, augment_a), ("b", key_b, model_b, augment_b))
+    )
     groups = group(aligned.a.t, aligned.b.t, aligned.num_treatments)
-    (scores_a, fitted_a, calibration_a, members_a), (scores_b, fitted_b, calibration_b, members_b) = results
-    coupling = blockwise(matcher)(scores_a, scores_b, groups)
-    _warn(coupling, groups)
+    coupling = blockwise(matcher)(side_a.scores, side_b.scores, groups)
+    warn(coupling, groups)
     return Alignment(
         coupling,
         groups,
-        scores_a,
-        scores_b,
-        fitted_a,
-        fitted_b,
-        calibration_a,
-        calibration_b,
-        members_a,
-        members_b,
+        side_a.scores,
+        side_b.scores,
+        side_a.fitted,
+        side_b.fitted,
+        side_a.calibration,
+        side_b.calibration,
+        side_a.member_scores,
+        side_b.member_scores,
+        side_a.scorer,
+        side_b.scorer,
     )
 
 
@@ -200,7 +173,7 @@ def _check(data: Unpaired, query: Unpaired | None, valid: Unpaired | None, membe
         check_like(name, other, data)
 
 
-def _check_matcher(matcher: Callable[..., Any], num_scores: int) -> None:
+def check_matcher(matcher: Callable[..., Any], num_scores: int) -> None:
     """Traces the matcher on empty shapes: what it refuses is better known before training than after."""
     u, w = jax.ShapeDtypeStruct((2, num_scores), jnp.float32), jax.ShapeDtypeStruct((2,), jnp.float32)
     kinds = []
@@ -224,55 +197,8 @@ def _hold_out(key: KeyArray, data: Unpaired) -> tuple[Unpaired, Unpaired]:
     return train, valid
 
 
-def default_model(name: str, x: Array, num_treatments: int) -> Model:
-    """A perceptron for vectors, convolutions for images, with `num_treatments` outputs; `name` is the modality's."""
-    if x.ndim == 2:
-        return mlp((256, 256), num_treatments)
-    if x.ndim == 4:
-        return conv((32, 64, 128), num_treatments)
-    raise ValueError(
-        f"model_{name}: expected a model for features of shape [n, {', '.join(map(str, x.shape[1:]))}]; there is a "
-        "default for vectors [n, d] and images [n, height, width, channels] only"
-    )
-
-
-def default_epochs(x: Array, batch_size: int) -> int:
-    """As many passes over `x` as make 2000 steps, but at least 20 and at most 500."""
-    return min(500, max(20, -(-STEPS // max(1, x.shape[0] // batch_size))))
-
-
-def _check_training(name: str, fitted: Fitted) -> None:
-    if (np.asarray(fitted.history.best_epoch) < 0).any():
-        raise ValueError(
-            f"modality {name}: expected training to converge, but the validation loss was never finite "
-            "(is the augmentation or the learning rate too large?)"
-        )
-
-
-def _stack(trees: list[PyTree]) -> PyTree:
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
-
-
-@functools.partial(jax.jit, static_argnames="model")
-def _member_logits(model: Model, params: PyTree, x: Array) -> Float[Array, "members n K"]:
-    """The logits of an ensemble, whose params have a leading axis `[members]`."""
-    return jax.lax.map(lambda member: logits(model, member, x), params)
-
-
-def _calibrate(held_out: Array, t: Array) -> Calibration:
-    temperature = calibrate(held_out, t)
-    log_p = jax.nn.log_softmax(held_out / temperature)
-    return Calibration(
-        temperature,
-        -jnp.take_along_axis(log_p, t[:, None], axis=1).mean(),
-        (jnp.argmax(held_out, axis=1) == t).mean(),
-        expected_calibration_error(held_out, t),
-        expected_calibration_error(held_out, t, temperature=temperature),
-        *reliability(held_out, t, temperature=temperature),
-    )
-
-
-def _warn(coupling: Blocked, groups: Groups) -> None:
+def warn(coupling: Blocked, groups: Groups) -> None:
+    """Warns about treatments without a match or not converged, by name."""
     sizes_a, sizes_b = np.asarray(groups.sizes_a), np.asarray(groups.sizes_b)
     matched = (sizes_a > 0) & (sizes_b > 0)
     alone = (sizes_a > 0) != (sizes_b > 0)

@@ -10,7 +10,7 @@ import optax
 from psa_jax.data import Unpaired
 from psa_jax.loop import minimise
 from psa_jax.model import Model
-from psa_jax.pipeline import default_epochs, default_model
+from psa_jax.represent import default_epochs, default_model
 from psa_jax.train import ADAMW, Options, num_outputs
 from psa_jax.types import Array, KeyArray, PyTree
 

@@ -20,7 +20,8 @@ from psa_jax.datasets.balls import LEVELS
 from psa_jax.evaluation import evaluate
 from psa_jax.match import assignment, known_pairs, nearest, relative, sinkhorn, snn
 from psa_jax.nets import conv
-from psa_jax.pipeline import align, default_epochs
+from psa_jax.pipeline import align
+from psa_jax.represent import default_epochs
 from psa_jax.train import BATCH_SIZE
 
 BALLS_SIZE, PICTURE_SIZE = 32, 96
