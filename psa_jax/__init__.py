@@ -13,9 +13,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from psa_jax import match
-from psa_jax.alignment import Alignment, AlignmentWarning
+from psa_jax.alignment import Alignment, AlignmentWarning, Scorer
 from psa_jax.augment import compose, gaussian_noise, smoothing, translation
 from psa_jax.blocked import Blocked
+from psa_jax.chain import Chained, chain
 from psa_jax.coupling import Coupling, Info
 from psa_jax.crossfit import CrossFitted, crossfit
 from psa_jax.data import Modality, Truth, Unpaired, split, validate
@@ -24,8 +25,11 @@ from psa_jax.diagnosis import Diagnosis
 from psa_jax.distributions import per_treatment
 from psa_jax.divergence import gaussian_kl_divergence, kl_divergence
 from psa_jax.evaluation import evaluate
+from psa_jax.extend import extend
 from psa_jax.groups import Groups, group
+from psa_jax.layer import group_batch, ignore_nonfinite, match_batch
 from psa_jax.loop import Fitted, History
+from psa_jax.many import ManyAlignment, align_many
 from psa_jax.match import (
     assignment,
     class_mean,
@@ -67,6 +71,7 @@ __all__ = [
     "Alignment",
     "AlignmentWarning",
     "Blocked",
+    "Chained",
     "Coupling",
     "CrossFitted",
     "Diagnosis",
@@ -75,11 +80,14 @@ __all__ = [
     "Groups",
     "History",
     "Info",
+    "ManyAlignment",
     "Modality",
     "Model",
+    "Scorer",
     "Truth",
     "Unpaired",
     "align",
+    "align_many",
     "assignment",
     "baselines",
     "batch_norm",
@@ -88,6 +96,7 @@ __all__ = [
     "calibrate",
     "calibrated_coupling",
     "centre",
+    "chain",
     "class_mean",
     "class_weights",
     "compose",
@@ -99,6 +108,7 @@ __all__ = [
     "euclidean",
     "evaluate",
     "expected_calibration_error",
+    "extend",
     "fit",
     "fit_ensemble",
     "fit_predictor",
@@ -113,7 +123,9 @@ __all__ = [
     "geodesics",
     "gromov_wasserstein",
     "group",
+    "group_batch",
     "held_out_agreement",
+    "ignore_nonfinite",
     "independent",
     "io",
     "kl_divergence",
@@ -124,6 +136,7 @@ __all__ = [
     "log_prior",
     "low_rank_sinkhorn",
     "match",
+    "match_batch",
     "mlp",
     "nearest",
     "per_treatment",

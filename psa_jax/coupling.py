@@ -234,6 +234,12 @@ def masked(coupling: Coupling, a: Float[Array, " n"], b: Float[Array, " m"]) -> 
     )
 
 
+def without(coupling: Coupling, empty: Bool[Array, ""]) -> Coupling:
+    """A masked coupling, without any mass if `empty` is true."""
+    (left, real_left), (right, real_right) = coupling.left, coupling.right
+    return dataclasses.replace(coupling, left=(left, real_left & ~empty), right=(right, real_right & ~empty))
+
+
 def log_row_mass(coupling: Coupling) -> Float[Array, " n"]:
     """The log of `row_marginal`, `-inf` for rows without mass."""
 

@@ -65,7 +65,7 @@ def shrink(coupling: Blocked | Coupling, weight: Any) -> Any:
     if isinstance(coupling, Coupling):
         if weight.ndim:
             raise ValueError(f"weight: expected one number for one treatment, got shape {weight.shape}")
-        return _shrink(coupling, weight, jnp.ones(coupling.shape[1], bool))
+        return mix(coupling, weight, jnp.ones(coupling.shape[1], bool))
     number = coupling.info.converged.shape[0]
     if weight.shape not in ((), (number,)):
         raise ValueError(f"weight: expected one number or [{number}], one for each treatment, got {weight.shape}")
@@ -78,9 +78,7 @@ def _shrink_blocks(coupling: Blocked, weight: Array) -> Blocked:
     blocks = tuple(
         dataclasses.replace(
             block,
-            coupling=jax.lax.map(
-                lambda args: _shrink(*args), (block.coupling, weight[block.treatment], block.cols < m)
-            ),
+            coupling=jax.lax.map(lambda args: mix(*args), (block.coupling, weight[block.treatment], block.cols < m)),
         )
         for block in coupling.blocks
     )
@@ -88,7 +86,8 @@ def _shrink_blocks(coupling: Blocked, weight: Array) -> Blocked:
 
 
 @jax.jit
-def _shrink(coupling: Coupling, weight: Array, candidates: Array) -> Coupling:
+def mix(coupling: Coupling, weight: Array, candidates: Array) -> Coupling:
+    """`shrink` of one treatment, whose candidates are these columns as far as they have weight."""
     kernel, columns = coupling.kernel, coupling.left if coupling.flipped else coupling.right
     while isinstance(kernel, Shrunk):
         kernel, columns = kernel.kernel, columns[0]

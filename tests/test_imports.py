@@ -29,7 +29,22 @@ ORDER = [
         "match.blockwise",
     ],
     ["metrics", "regression", "distributions", "wasserstein", "divergence"],
-    ["shrink", "selection", "sweep", "predict", "alignment", "pipeline", "evaluation", "diagnosis", "diagnose"],
+    [
+        "layer",
+        "chain",
+        "shrink",
+        "extend",
+        "selection",
+        "sweep",
+        "predict",
+        "alignment",
+        "represent",
+        "pipeline",
+        "many",
+        "evaluation",
+        "diagnosis",
+        "diagnose",
+    ],
     ["baselines", "datasets", "io", "plot", "cli"],
 ]
 RANK = {name: (level, place) for level, row in enumerate(ORDER) for place, name in enumerate(row)}

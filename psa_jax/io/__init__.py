@@ -1,5 +1,6 @@
-"""Files: any pytree in one archive, couplings in a compact sparse form, cells from AnnData and MuData."""
+"""Files: any pytree in one archive, alignments, couplings in a compact sparse form, cells from AnnData and MuData."""
 
+from psa_jax.io.alignments import load_alignment, save_alignment
 from psa_jax.io.archive import load, load_coupling, save, save_coupling, write_atomically
 from psa_jax.io.cells import Loaded, from_anndata, from_mudata, shuffle
 from psa_jax.io.results import status, to_mudata
@@ -9,8 +10,10 @@ __all__ = [
     "from_anndata",
     "from_mudata",
     "load",
+    "load_alignment",
     "load_coupling",
     "save",
+    "save_alignment",
     "save_coupling",
     "shuffle",
     "status",

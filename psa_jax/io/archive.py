@@ -33,6 +33,11 @@ def save(path: str | os.PathLike[str], tree: PyTree) -> None:
     Raises:
         ValueError: a leaf that is no array of numbers.
     """
+    write_archive(path, *pack(tree))
+
+
+def pack(tree: PyTree) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """The leaves of a tree by key path, as NumPy can store them, and what to know about each."""
     stored, about = {}, {}
     for name, leaf in _named(tree):
         if _is_key(leaf):
@@ -47,7 +52,7 @@ def save(path: str | os.PathLike[str], tree: PyTree) -> None:
             raise ValueError(f"tree: expected arrays of numbers, got {array.dtype} at {name}")
         # bfloat16 and its like are no dtypes of the npy format: their bits are
         stored[name] = array.view(f"u{array.dtype.itemsize}") if array.dtype.kind == "V" else array
-    _write_archive(path, stored, about)
+    return stored, about
 
 
 def load(path: str | os.PathLike[str], like: PyTree) -> PyTree:
@@ -73,7 +78,7 @@ def load(path: str | os.PathLike[str], like: PyTree) -> PyTree:
         >>> back["w"].tolist(), bool(back["key"] == tree["key"])
         ([0.0, 1.0, 2.0], True)
     """
-    stored, about = _read_archive(path)
+    stored, about = read_archive(path)
     leaves, problems = [], []
     wanted = _named(like)
     for name, leaf in wanted:
@@ -124,7 +129,7 @@ def save_coupling(path: str | os.PathLike[str], coupling: Coupling | Blocked, k:
         "row_marginal": np.asarray(coupling.row_marginal(), np.float32),
         "shape": np.asarray(coupling.shape, np.int64),
     }
-    _write_archive(path, stored, {"kind": "psa_jax coupling", "version": 1})
+    write_archive(path, stored, {"kind": "psa_jax coupling", "version": 1})
 
 
 def load_coupling(path: str | os.PathLike[str]) -> Coupling:
@@ -137,7 +142,7 @@ def load_coupling(path: str | os.PathLike[str]) -> Coupling:
         FileNotFoundError: there is no such file.
         ValueError: the file holds something else.
     """
-    stored, about = _read_archive(path)
+    stored, about = read_archive(path)
     if about.get("kind") != "psa_jax coupling":
         raise ValueError(f"{path}: expected a file made by save_coupling, got another archive")
     probability, kept, mass = stored["probabilities"], stored["kept"], stored["row_marginal"]
@@ -159,7 +164,9 @@ def _is_key(leaf: Any) -> bool:
     return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
-def _write_archive(path: str | os.PathLike[str], arrays: dict[str, np.ndarray], about: dict[str, Any]) -> None:
+def write_archive(path: str | os.PathLike[str], arrays: dict[str, np.ndarray], about: dict[str, Any]) -> None:
+    """Writes arrays, and what to know about them as JSON, into one archive, at once or not at all."""
+
     def fill(file: IO[bytes]) -> None:
         with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
             archive.writestr(_ABOUT, json.dumps(about))
@@ -170,7 +177,8 @@ def _write_archive(path: str | os.PathLike[str], arrays: dict[str, np.ndarray], 
     write_atomically(path, fill)
 
 
-def _read_archive(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def read_archive(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """The arrays of an archive and what it says about them."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such file")
     try:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from psa_jax.blocked import Block, Blocked
-from psa_jax.coupling import Coupling, Info, masked
+from psa_jax.coupling import Coupling, Info, masked, without
 from psa_jax.groups import Bucket, Groups
 from psa_jax.types import Array, PyTree, float_dtype, take
 
@@ -69,9 +69,21 @@ def _match(matcher: Callable[..., Any], u: PyTree, v: PyTree, groups: Groups, ch
 
     def one(ids: tuple[Array, Array]) -> Any:
         rows, cols = ids
-        a, b = (_uniform(ids < size, dtype) for ids, size in ((rows, n), (cols, m)))
-        found = matcher(take(u, rows), take(v, cols), a, b)
-        return tuple(masked(c, a, b) for c in found) if isinstance(found, tuple) else masked(found, a, b)
+        real_a, real_b = rows < n, cols < m
+        some = real_a.any() & real_b.any()
+        # A treatment that one side lacks (there is none in a plan made by `group`) becomes one zero matched with one
+        # zero, which any matcher can do, and is then taken out: no matcher needs to know of empty problems.
+        a, b = (_uniform(jnp.where(some, real, jnp.arange(real.shape[0]) == 0), dtype) for real in (real_a, real_b))
+        own, others = (
+            jax.tree.map(lambda leaf: jnp.where(some, leaf, jnp.zeros_like(leaf)), take(scores, ids))
+            for scores, ids in ((u, rows), (v, cols))
+        )
+        found = matcher(own, others, a, b)
+
+        def real(coupling: Coupling) -> Coupling:
+            return without(masked(coupling, a, b), ~some)
+
+        return tuple(real(c) for c in found) if isinstance(found, tuple) else real(found)
 
     matched, reached = (
         jnp.where(other > 0, sizes, 0).sum()
@@ -87,7 +99,7 @@ def _match(matcher: Callable[..., Any], u: PyTree, v: PyTree, groups: Groups, ch
                 coupling,
                 bucket.rows,
                 bucket.cols,
-                groups.sizes_a[bucket.treatment].astype(dtype) / matched.astype(dtype),
+                groups.sizes_a[bucket.treatment].astype(dtype) / jnp.maximum(matched, 1).astype(dtype),
                 bucket.treatment,
             )
             for bucket, coupling in zip(groups.buckets, couplings, strict=True)
@@ -114,6 +126,7 @@ def _uniform(real: Array, dtype: Any) -> Array:
 
 def _by_treatment(groups: Groups, blocks: tuple[Block, ...]) -> Info:
     """The blocks' reports as arrays over treatments; not converged, 0 and NaN for treatments that were not matched."""
+    matched = (groups.sizes_a > 0) & (groups.sizes_b > 0)
 
     def gather(read: Callable[[Info], Array]) -> Array:
         first = read(blocks[0].coupling.info)
@@ -121,7 +134,7 @@ def _by_treatment(groups: Groups, blocks: tuple[Block, ...]) -> Info:
         out = jnp.full((groups.num_treatments, *first.shape[1:]), fill, first.dtype)
         for bucket, block in zip(groups.buckets, blocks, strict=True):
             out = out.at[bucket.treatment].set(read(block.coupling.info))
-        return out
+        return jnp.where(matched.reshape(-1, *(1,) * (out.ndim - 1)), out, jnp.full_like(out, fill))
 
     names = blocks[0].coupling.info.details
     return Info(

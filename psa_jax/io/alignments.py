@@ -1,0 +1,136 @@
+"""Alignments in a file: couplings, scores and classifiers, to go on with in another process."""
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from psa_jax.alignment import Alignment, Calibration, Scorer
+from psa_jax.blocked import Blocked
+from psa_jax.coupling import Coupling
+from psa_jax.groups import Bucket, Groups
+from psa_jax.io.archive import load, pack, read_archive, write_archive
+from psa_jax.loop import Fitted, History
+from psa_jax.match import sinkhorn
+from psa_jax.match.blockwise import blockwise
+from psa_jax.model import Model
+from psa_jax.represent import default_model
+from psa_jax.score import centre
+from psa_jax.shrink import Shrunk, shrink
+from psa_jax.types import Array
+
+_KIND = "psa_jax alignment"
+
+
+def save_alignment(path: str | os.PathLike[str], alignment: Alignment) -> None:
+    """Writes all arrays of an alignment into one archive, bitwise; functions (models, kernel) are not in it.
+
+    Args:
+        path: the `.npz` file, written at once or not at all.
+        alignment: as `align` made it; its coupling may have been replaced by one of another matcher or a shrunk one
+            (`dataclasses.replace(alignment, coupling=...)`).
+
+    Raises:
+        ValueError: an alignment without scorers.
+    """
+    scorers = alignment.scorer_a, alignment.scorer_b
+    if scorers[0] is None or scorers[1] is None:
+        raise ValueError("alignment: expected scorers, as `align` makes them, got None")
+    stored, about = pack(alignment)
+    shrunk = any(isinstance(block.coupling.kernel, Shrunk) for block in getattr(alignment.coupling, "blocks", ()))
+    about["alignment"] = {
+        "kind": _KIND,
+        "shape": list(alignment.groups.shape),
+        "buckets": len(alignment.groups.buckets),
+        "shrunk": shrunk,
+        **{f"features_{side}": list(scorer.features) for side, scorer in zip("ab", scorers, strict=True) if scorer},
+        **{f"dtype_{side}": scorer.dtype for side, scorer in zip("ab", scorers, strict=True) if scorer},
+    }
+    write_archive(path, stored, about)
+
+
+def load_alignment(
+    path: str | os.PathLike[str],
+    *,
+    model_a: Model | None = None,
+    model_b: Model | None = None,
+    matcher: Callable[..., Coupling] = sinkhorn,
+    transform: Callable[[Any], Any] = centre,
+) -> Alignment:
+    """Reads what `save_alignment` wrote: every method gives the same bits as before.
+
+    Args:
+        path: the file.
+        model_a: the classifier of modality a that `align` was given; its default by default.
+        model_b: that of modality b.
+        matcher: the one that made the coupling, of which the kernel is taken; numbers are those of the file.
+        transform: as given to `align`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: another kind of file; models or a matcher whose arrays have other names or shapes (they get listed).
+    """
+    stored, about = read_archive(path)
+    meta = about.get("alignment")
+    if not isinstance(meta, dict) or meta.get("kind") != _KIND:
+        raise ValueError(f"{path}: expected a file made by save_alignment, got another archive")
+
+    def like(name: str) -> Any:
+        if name not in stored:
+            raise ValueError(f"{path}: missing {name}")
+        return jax.ShapeDtypeStruct(stored[name].shape, np.dtype(about[name]["dtype"]))
+
+    def fitted(side: str, model: Model) -> Fitted:
+        place = f".fitted_{side}"
+        history = History(*(like(f"{place}.history.{name}") for name in History.__dataclass_fields__))
+        x = jax.ShapeDtypeStruct((1, *meta[f"features_{side}"]), np.dtype(meta[f"dtype_{side}"]))
+        params = jax.eval_shape(model.init, jax.random.key(0), x)
+        axes = history.best_epoch.shape
+        params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((*axes, *leaf.shape), leaf.dtype), params)
+        return Fitted(params, history, like(f"{place}.unmatched"))
+
+    def scorer(side: str, model: Model) -> Scorer:
+        place, features = f".scorer_{side}", tuple(meta[f"features_{side}"])
+        prior = like(f"{place}.log_prior") if f"{place}.log_prior" in stored else None
+        return Scorer(
+            like(f"{place}.temperature"), prior, like(f"{place}.treatments"), features, meta[f"dtype_{side}"], model,
+            transform,
+        )  # fmt: skip
+
+    def calibration(side: str) -> Calibration:
+        return Calibration(*(like(f".calibration_{side}.{name}") for name in Calibration.__dataclass_fields__))
+
+    models = []
+    for side, model in (("a", model_a), ("b", model_b)):
+        x: Any = jax.ShapeDtypeStruct((1, *meta[f"features_{side}"]), np.dtype(meta[f"dtype_{side}"]))
+        num_treatments = int(stored[".groups.sizes_a"].size)
+        models.append(model or default_model(side, x, num_treatments))
+    buckets = (f".groups.buckets[{place}]" for place in range(meta["buckets"]))
+    groups = Groups(
+        tuple(Bucket(like(f"{b}.rows"), like(f"{b}.cols"), like(f"{b}.treatment")) for b in buckets),
+        like(".groups.sizes_a"),
+        like(".groups.sizes_b"),
+        (meta["shape"][0], meta["shape"][1]),
+    )
+
+    def match(u: Array, v: Array, groups: Groups) -> Blocked:
+        coupling = blockwise(matcher)(u, v, groups)
+        return shrink(coupling, 1.0) if meta["shrunk"] else coupling
+
+    tree = Alignment(
+        jax.eval_shape(match, like(".scores_a"), like(".scores_b"), groups),
+        groups,
+        like(".scores_a"),
+        like(".scores_b"),
+        fitted("a", models[0]),
+        fitted("b", models[1]),
+        calibration("a"),
+        calibration("b"),
+        like(".member_scores_a"),
+        like(".member_scores_b"),
+        scorer("a", models[0]),
+        scorer("b", models[1]),
+    )
+    return load(path, tree)
