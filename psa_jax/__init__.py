@@ -64,7 +64,7 @@ from psa_jax.wasserstein import sliced_wasserstein1, wasserstein1
 if TYPE_CHECKING:
     from psa_jax import baselines, datasets, io, plot
 
-__version__ = "0.3.0"
+__version__ = "0.4.0"
 
 __all__ = [
     "R2",

@@ -10,6 +10,7 @@ from psa_jax.coupling import Coupling
 from psa_jax.types import Array, Float, Int, KeyArray, float_dtype, pytree
 
 COLUMNS_AT_ONCE = 256
+ATTEMPTS = 1000
 
 
 @pytree
@@ -37,11 +38,13 @@ class Chained:
         """The way back, `sum_j P(j | k) P(i | j)`; nothing is computed."""
         return Chained(self.second.T, self.first.T)
 
+    @jax.jit
     def apply(self, y: Float[Array, "m ..."]) -> Float[Array, "n ..."]:
         """The barycentric projection `E[y_k | i]` `[n, ...]`; zeros for rows without a way.
 
         Where only a part of a row's intermediate samples lead on, it is the mean over those that do.
         """
+        y = jnp.asarray(y)
         flat = y.reshape(y.shape[0], -1)
         ones = jnp.ones((y.shape[0], 1), flat.dtype)
         out = self.first.apply(self.second.apply(jnp.concatenate([flat, ones], axis=1)))
@@ -49,14 +52,28 @@ class Chained:
         out = jnp.where(mass > 0, out[:, :-1] / jnp.where(mass > 0, mass, 1), 0)
         return out.reshape(-1, *y.shape[1:])
 
+    @jax.jit
     def sample(self, key: KeyArray) -> Int[Array, " n"]:
         """Draws a column for each row `[n]`, -1 for rows without one.
 
-        Rows that pass through the same intermediate sample arrive at the same column.
+        Rows that pass through the same intermediate sample arrive at the same column. Where only a part of a row's
+        intermediate samples lead on, it is drawn again until one does (at most 1000 times, -1 then).
         """
         key_first, key_second = jax.random.split(key)
-        middle, last = self.first.sample(key_first), self.second.sample(key_second)
-        return jnp.where(middle >= 0, last[middle], -1)
+        last = self.second.sample(key_second)
+        open_ends = self.first.apply((last >= 0).astype(jnp.float32)) > 0
+
+        def draw(state: tuple[Array, Array]) -> tuple[Array, Array]:
+            attempt, found = state
+            middle = self.first.sample(jax.random.fold_in(key_first, attempt))
+            return attempt + 1, jnp.where((found < 0) & (middle >= 0), last[middle], found)
+
+        def missing(state: tuple[Array, Array]) -> Array:
+            attempt, found = state
+            return (attempt < ATTEMPTS) & (open_ends & (found < 0)).any()
+
+        start = jnp.zeros((), jnp.int32), jnp.full(self.shape[0], -1, jnp.int32)
+        return jax.lax.while_loop(missing, draw, start)[1]
 
     @functools.partial(jax.jit, static_argnames="chunk")
     def log_prob(self, j: Int[Array, " n"], *, chunk: int = COLUMNS_AT_ONCE) -> Float[Array, " n"]:

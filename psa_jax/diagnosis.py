@@ -74,8 +74,8 @@ class Diagnosis:
             ),
             "coupling is nearly uniform within treatments {}: hardly better than a random match": enough
             & (share > UNIFORM),
-            "no evidence of alignment within treatments {}: scores that were held out are not predicted better than "
-            "by chance": measured & ~self.evidence,
+            "no evidence of alignment within treatments {}: held-out scores are predicted less than "
+            f"{EVIDENCE:g} standard deviations better than by chance": measured & ~self.evidence,
         }
         texts = [text.format(_listed(np.flatnonzero(which))) for text, which in found.items() if which.any()]
         if enough.any() and not measured.any():

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from psa_jax.blocked import Block, Blocked
 from psa_jax.coupling import Coupling, Masked, log_row_mass
@@ -24,17 +25,19 @@ def extend(coupling: Blocked, u: Float[Array, "k d"], t: Any) -> Blocked:
     the new rows. For new columns: `extend(coupling.T, v, t).T`.
 
     Args:
-        coupling: of `blockwise(sinkhorn)`, balanced or not, as it is, transposed, or shrunk.
+        coupling: of `blockwise(sinkhorn)`, balanced or not, as it is, transposed, or shrunk. (An unbalanced one that
+            was shrunk in the other direction is extended as if it were balanced.)
         u: new scores `[k, d]`, from the same scorer: `alignment.score_a(x)`.
         t: `[k]` their treatments, on the host.
 
     Returns:
-        A coupling of shape `(k, m)`. New rows whose treatment was not matched have no partner and are counted in
-        `unmatched_rows`. `info` is that of the coupling. Differentiable in `u` and in the coupling.
+        A coupling of shape `(k, m)`. New rows whose treatment was not matched, or whose scores are not finite, have no
+        partner and are counted in `unmatched_rows`. `info` is that of the coupling. Differentiable in `u` and in the
+        coupling; under `jit` close over the coupling and `t`, whose treatments decide shapes.
 
     Raises:
-        ValueError: a coupling that is not one of `sinkhorn` (it has no potentials), scores of other columns, labels
-            that are not `[k]` integers below the number of treatments.
+        ValueError: a coupling that is not a blocked one of `sinkhorn` (it has no potentials), or a traced one, scores
+            of other columns, labels that are not `[k]` integers below the number of treatments.
 
     Example:
         >>> from psa_jax.groups import group
@@ -48,55 +51,61 @@ def extend(coupling: Blocked, u: Float[Array, "k d"], t: Any) -> Blocked:
     References:
         Pooladian and Niles-Weed, Entropic estimation of optimal transport maps, 2021 (arXiv 2109.12004).
     """
+    if not isinstance(coupling, Blocked):
+        raise ValueError(f"coupling: expected a blocked one, as `align` makes it, got {type(coupling).__name__}")
+    plain = [_plain(block.coupling) for block in coupling.blocks]
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((coupling.blocks, t))):
+        raise ValueError("coupling, t: expected values known on the host, got traced ones (close over them under jit)")
     u = jnp.asarray(u)
-    columns = [_scores(block.coupling).shape[-1] for block in coupling.blocks]
-    if u.ndim != 2 or u.shape[1] != columns[0]:
-        raise ValueError(f"u: expected scores [k, {columns[0]}], got shape {u.shape}")
-    t = codes("t", t, coupling.info.converged.shape[0])
+    columns = _rows_of(plain[0])[0].shape[-1]
+    if u.ndim != 2 or u.shape[1] != columns or not jnp.issubdtype(u.dtype, jnp.floating):
+        raise ValueError(f"u: expected float scores [k, {columns}], got {u.dtype} {u.shape}")
+    num_treatments = coupling.info.converged.shape[0]
+    t = codes("t", t, num_treatments)
     if t.size != u.shape[0]:
         raise ValueError(f"t: expected {u.shape[0]} labels, one for each row of u, got {t.size}")
-    sizes = np.bincount(t, minlength=coupling.info.converged.shape[0])
-    rows, matched = [], np.zeros(sizes.size, bool)
-    for block in coupling.blocks:
+    sizes = np.bincount(t, minlength=num_treatments)
+    ids, reachable = [], np.zeros(num_treatments, int)  # columns of each treatment, as far as the coupling has them
+    for block, one in zip(coupling.blocks, plain, strict=True):
         treatments = np.asarray(block.treatment)
-        matched[treatments] = np.asarray((block.cols < coupling.shape[1]).any(-1))
-        ids = np.full((treatments.size, max(1, sizes[treatments].max())), t.size)
+        reachable[treatments] = np.asarray(_columns_of(one)).sum(-1)
+        rows = np.full((treatments.size, max(1, sizes[treatments].max())), t.size)
         for place, treatment in enumerate(treatments):
-            ids[place, : sizes[treatment]] = np.flatnonzero(t == treatment)
-        rows.append(jnp.asarray(ids, jnp.int32))
-    lost = ~matched[t]
-    reached = sum(
-        int((np.asarray(b.cols)[sizes[np.asarray(b.treatment)] > 0] < coupling.shape[1]).sum()) for b in coupling.blocks
-    )
-    share = np.where(matched, sizes, 0) / max(1, (~lost).sum())
-    return Blocked(
-        _extend(coupling, u, tuple(rows), jnp.asarray(share, coupling.blocks[0].weight.dtype)),
-        coupling.info,
-        jnp.asarray(lost.sum(), jnp.int32),
-        jnp.asarray(coupling.shape[1] - reached, jnp.int32),
-        (t.size, coupling.shape[1]),
-    )
+            rows[place, : sizes[treatment]] = np.flatnonzero(t == treatment)
+        ids.append(jnp.asarray(rows, jnp.int32))
+    return _extend(coupling, u, jnp.asarray(t, jnp.int32), tuple(ids), jnp.asarray(reachable, jnp.int32))
 
 
 @jax.jit
-def _extend(coupling: Blocked, u: Array, rows: tuple[Array, ...], share: Array) -> tuple[Block, ...]:
+def _extend(coupling: Blocked, u: Array, t: Array, ids: tuple[Array, ...], reachable: Array) -> Blocked:
     k = u.shape[0]
-    padded = jnp.concatenate([u, jnp.zeros_like(u[:1])])
+    finite = jnp.isfinite(u).all(1)
+    padded = jnp.concatenate([jnp.where(finite[:, None], u, 0), jnp.zeros_like(u[:1])])
+    real = jnp.append(finite, False)
+    matched = real[:-1] & (reachable[t] > 0)
+    counts = jnp.zeros(reachable.shape, jnp.int32).at[t].add(matched.astype(jnp.int32))
+    share = counts.astype(dtype := coupling.blocks[0].weight.dtype) / jnp.maximum(matched.sum(), 1).astype(dtype)
 
     def one(args: Any) -> Coupling:
-        block, ids = args
-        return _rows(block, take(padded, ids), ids < k)
+        block, rows = args
+        return _rows(block, take(padded, rows), real[rows])
 
-    return tuple(
-        Block(jax.lax.map(one, (block.coupling, ids)), ids, block.cols, share[block.treatment], block.treatment)
-        for block, ids in zip(coupling.blocks, rows, strict=True)
+    blocks = tuple(
+        Block(jax.lax.map(one, (block.coupling, rows)), rows, block.cols, share[block.treatment], block.treatment)
+        for block, rows in zip(coupling.blocks, ids, strict=True)
+    )
+    reached = jnp.where(counts > 0, reachable, 0).sum()
+    return Blocked(
+        blocks, coupling.info, (~matched).sum(dtype=jnp.int32), coupling.shape[1] - reached, (k, coupling.shape[1])
     )
 
 
 def _rows(coupling: Coupling, u: Array, real: Array) -> Coupling:
     """One treatment's coupling with other rows: first without potentials, then with those that give them equal mass."""
     if isinstance(coupling.kernel, Shrunk):
-        return mix(_rows(_inner(coupling), u, real), coupling.args[1], jnp.ones(coupling.shape[1], bool))
+        inner = dataclasses.replace(_rows(_inner(coupling), u, real), flipped=coupling.kernel.flipped)
+        mixed = mix(inner, coupling.args[1], jnp.ones(inner.shape[1], bool))
+        return dataclasses.replace(mixed, flipped=coupling.flipped)
     eps = coupling.args
     u = u.astype(eps.dtype)
     free = _with_rows(coupling, u, jnp.zeros(u.shape[0], eps.dtype), real)
@@ -122,8 +131,8 @@ def _inner(coupling: Coupling) -> Coupling:
     )
 
 
-def _scores(coupling: Coupling) -> Array:
-    """The scores of the rows; an error if the coupling has none."""
+def _plain(coupling: Coupling) -> Coupling:
+    """The transport under any shrinkage; an error if there is none."""
     while isinstance(coupling.kernel, Shrunk):
         coupling = _inner(coupling)
     kernel = coupling.kernel
@@ -132,5 +141,14 @@ def _scores(coupling: Coupling) -> Array:
             f"coupling: expected one of `sinkhorn`, whose potentials extend to new samples, got {type(kernel).__name__}"
             f"{f' of {kernel.kernel}' if isinstance(kernel, Masked) else ''}"
         )
-    (scores, _), _ = coupling.right if coupling.flipped else coupling.left
-    return scores
+    return coupling
+
+
+def _rows_of(coupling: Coupling) -> tuple[Array, Array]:
+    """Scores and potentials of the rows."""
+    return (coupling.right if coupling.flipped else coupling.left)[0]
+
+
+def _columns_of(coupling: Coupling) -> Array:
+    """Which columns have mass."""
+    return (coupling.left if coupling.flipped else coupling.right)[1]

@@ -45,16 +45,18 @@ def match_batch(
         t_b: `[m]` treatments.
         num_treatments: static.
         capacity: static; the most samples of a treatment that are matched, of each side or `(a, b)`. Every treatment
-            costs `capacity_a x capacity_b` pairs, present or not. Samples are taken in the order of the batch.
+            costs `capacity_a x capacity_b` pairs, present or not. Samples are taken in the order of the batch. The
+            batch size is always enough; twice the mean number of a treatment is, for labels drawn evenly.
         matcher: of one treatment, as for `blockwise`.
 
     Returns:
-        A coupling of shape `(n, m)`. `info` is by treatment; beside what the matcher says, `info.details` has
+        A coupling of shape `(n, m)`; `coupling.row_marginal() > 0` tells the rows that have a partner. `info` is by
+        treatment (not converged where the batch lacks one); beside what the matcher says, `info.details` has
         `overflow_a` and `overflow_b` `[num_treatments]`, samples past the capacity, and `ignored_a` and `ignored_b`
-        `[num_treatments]`, samples of the treatment whose scores were not finite. Differentiable in `u`, `v` and in
-        what the matcher has bound as traced, by the matcher's own (for `sinkhorn` implicit) derivative: gradients
-        reach both encoders. `jax.lax.stop_gradient` on `u` or `v` keeps them from one; on `y` in `apply(y)` it makes
-        the projected values targets.
+        `[num_treatments]`, samples whose scores were not finite though their label was that treatment. Differentiable
+        in `u`, `v` and in what the matcher has bound as traced, by the matcher's own (for `sinkhorn` implicit)
+        derivative: gradients reach both encoders. `jax.lax.stop_gradient` on `u` or `v` keeps them from one; on `y` in
+        `apply(y)` it makes the projected values targets.
 
     Raises:
         ValueError: shapes that do not fit each other, labels that are not integers, a capacity below 1.
@@ -131,7 +133,8 @@ def ignore_nonfinite(x: Float[Array, "n ..."], t: Int[Array, " n"]) -> tuple[Flo
     """Zeros and the label -1 for samples that are not finite, so that neither values nor gradients see them.
 
     Put it before an encoder: a NaN in a batch otherwise makes the gradient of all weights NaN, even where the loss does
-    not depend on that sample. Mask the classification loss by `t >= 0`, too.
+    not depend on that sample. Mask the classification loss by `t >= 0`, too; `(t < 0).sum()` counts them. Labels become
+    signed (int32, unless they are wider).
 
     Example:
         >>> x, t = ignore_nonfinite(jnp.array([[1.0], [jnp.nan]]), jnp.array([3, 4]))
@@ -139,13 +142,24 @@ def ignore_nonfinite(x: Float[Array, "n ..."], t: Int[Array, " n"]) -> tuple[Flo
         ([[1.0], [0.0]], [3, -1])
     """
     finite = jnp.isfinite(x).reshape(x.shape[0], -1).all(1)
-    return jnp.where(finite.reshape(-1, *(1,) * (x.ndim - 1)), x, 0), jnp.where(finite, t, IGNORED)
+    return jnp.where(finite.reshape(-1, *(1,) * (x.ndim - 1)), x, 0), jnp.where(finite, _signed(t), IGNORED)
+
+
+def _signed(t: Array) -> Array:
+    """Labels in a signed type in which any of them, and -1, fits; uint32 codes past 2^31 become negative: ignored."""
+    return t if t.dtype.itemsize > 4 else t.astype(jnp.int32)
+
+
+def _known(t: Array, num_treatments: int) -> Array:
+    """Labels as int32, `num_treatments` for those that are none."""
+    t = _signed(t)
+    return jnp.where((t >= 0) & (t < num_treatments), t, num_treatments).astype(jnp.int32)
 
 
 def _places(t: Array, num_treatments: int, capacity: int) -> tuple[Array, Array]:
     """Ids of the samples of each treatment `[num_treatments, capacity]`, n for padding, and how many those are."""
     n = t.shape[0]
-    known = jnp.where((t >= 0) & (t < num_treatments), t, num_treatments).astype(jnp.int32)
+    known = _known(t, num_treatments)
     order = jnp.argsort(known, stable=True).astype(jnp.int32)
     sizes = _count(known, num_treatments)
     start = jnp.concatenate([jnp.zeros(1, jnp.int32), jnp.cumsum(sizes, dtype=jnp.int32)])
@@ -157,7 +171,7 @@ def _places(t: Array, num_treatments: int, capacity: int) -> tuple[Array, Array]
 
 def _count(t: Array, num_treatments: int) -> Array:
     """How many samples have each treatment `[num_treatments]`."""
-    known = jnp.where((t >= 0) & (t < num_treatments), t, num_treatments)
+    known = _known(t, num_treatments)
     return jnp.zeros(num_treatments, jnp.int32).at[known].add(1, mode="drop")
 
 

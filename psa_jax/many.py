@@ -7,12 +7,13 @@ import jax
 import numpy as np
 import optax
 
+from psa_jax.alignment import Alignment
 from psa_jax.augment import smoothing
 from psa_jax.blocked import Blocked
 from psa_jax.chain import Chained, chain
 from psa_jax.coupling import Coupling
 from psa_jax.data import Modality, Unpaired, on_host
-from psa_jax.groups import group
+from psa_jax.groups import Groups, group
 from psa_jax.match import sinkhorn
 from psa_jax.match.blockwise import blockwise
 from psa_jax.model import Model
@@ -28,13 +29,43 @@ class ManyAlignment:
 
     Attributes:
         couplings: the reference's samples (rows) with those of each modality (columns); with itself None.
+        groups: which samples each of them may match; with itself None.
         representations: scores, classifier and calibration of each modality.
         reference: static; which modality is the reference.
     """
 
     couplings: tuple[Blocked | None, ...]
+    groups: tuple[Groups | None, ...]
     representations: tuple[Representation, ...]
     reference: int = static()
+
+    def alignment(self, other: int) -> Alignment:
+        """The reference (modality a) with another modality (b), as `align` would give it.
+
+        Raises:
+            ValueError: the reference itself, or a modality that does not exist.
+        """
+        number = len(self.couplings)
+        if not 0 <= other < number or other == self.reference:
+            raise ValueError(f"other: expected one of [0, {number}) but the reference {self.reference}, got {other}")
+        coupling, groups = self.couplings[other], self.groups[other]
+        a, b = self.representations[self.reference], self.representations[other]
+        assert coupling is not None
+        assert groups is not None
+        return Alignment(
+            coupling,
+            groups,
+            a.scores,
+            b.scores,
+            a.fitted,
+            b.fitted,
+            a.calibration,
+            b.calibration,
+            a.member_scores,
+            b.member_scores,
+            a.scorer,
+            b.scorer,
+        )
 
     def between(self, first: int, second: int) -> Blocked | Chained:
         """The coupling of two modalities: direct if one of them is the reference, else through its samples.
@@ -145,13 +176,15 @@ def align_many(
         )
         for place, side in enumerate(sides)
     )
-    couplings = []
+    couplings, plans = [], []
     for place, side in enumerate(sides):
         if place == reference:
             couplings.append(None)
+            plans.append(None)
             continue
         groups = group(sides[reference].t, side.t, num_treatments)
         coupling = blockwise(matcher)(found[reference].scores, found[place].scores, groups)
         warn(coupling, groups)
         couplings.append(coupling)
-    return ManyAlignment(tuple(couplings), found, reference)
+        plans.append(groups)
+    return ManyAlignment(tuple(couplings), tuple(plans), found, reference)

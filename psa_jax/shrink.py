@@ -15,9 +15,13 @@ from psa_jax.types import Array, float_dtype
 
 @dataclasses.dataclass(frozen=True)
 class Shrunk:
-    """A kernel mixed with independence; a side is `(inner side, log mass)`, `args` are `(inner args, weight)`."""
+    """A kernel mixed with independence; a side is `(inner side, log mass)`, `args` are `(inner args, weight)`.
+
+    `flipped` says which direction was shrunk: whether rows were those of `right`.
+    """
 
     kernel: Callable
+    flipped: bool
 
     def __call__(self, left: Any, right: Any, args: Any) -> Array:
         """`log(weight exp(inner) + (1 - weight) exp(left + right))`, `-inf` where the second is."""
@@ -102,5 +106,5 @@ def mix(coupling: Coupling, weight: Array, candidates: Array) -> Coupling:
         left=(coupling.left, left),
         right=(coupling.right, right),
         args=(coupling.args, weight),
-        kernel=Shrunk(coupling.kernel),
+        kernel=Shrunk(coupling.kernel, coupling.flipped),
     )

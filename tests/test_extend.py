@@ -78,6 +78,44 @@ def test_far_away_samples_have_partners_and_finite_gradients():
     assert float(value) > 0
 
 
+def test_it_may_be_compiled_with_the_coupling_closed_over():
+    coupling, u, _, y, t_a, _ = solved(jnp.float32, psa.sinkhorn)
+    wanted = psa.extend(coupling, u, t_a).apply(y)
+    chex.assert_trees_all_close(jax.jit(lambda u: psa.extend(coupling, u, t_a).apply(y))(u), wanted, atol=1e-5)
+    with pytest.raises(ValueError, match="expected values known on the host"):
+        jax.jit(lambda c: psa.extend(c, u, t_a).apply(y))(coupling)
+
+
+def test_scores_that_are_not_finite_have_no_partner():
+    coupling, u, _, y, t_a, _ = solved(jnp.float32, psa.sinkhorn)
+    row = int(np.flatnonzero(t_a == 4)[0])
+    found = psa.extend(coupling, u.at[row, 0].set(jnp.nan), t_a)
+    clean = psa.extend(coupling, u, t_a)
+    rest = np.arange(len(t_a)) != row
+    assert int(found.unmatched_rows) == int(clean.unmatched_rows) + 1
+    chex.assert_trees_all_close(found.apply(y)[rest], clean.apply(y)[rest], atol=1e-5)
+    assert not np.asarray(found.apply(y)[row]).any()
+    chex.assert_tree_all_finite(found.T.apply(u))
+
+
+def test_a_batch_is_extended_where_it_was_matched():
+    u, v, y, t_a, t_b, _ = ragged()
+    batch = psa.match_batch(u, v, jnp.asarray(t_a), jnp.asarray(t_b), num_treatments=len(SIZES_A), capacity=30)
+    for law, scores, t in ((batch, u, t_a), (batch.T, v, t_b)):
+        found = psa.extend(law, scores, t)
+        assert int(found.unmatched_rows) == int(law.unmatched_rows)
+        assert int(found.unmatched_cols) == int(law.unmatched_cols)
+        np.testing.assert_allclose(found.dense().sum(), 1, rtol=1e-5)
+        np.testing.assert_array_equal(np.asarray(found.row_marginal()) > 0, np.isin(t, MATCHED))
+
+
+def test_a_coupling_shrunk_the_other_way_stays_so(x64):
+    coupling, u, v, y, t_a, t_b = solved()
+    shrunk = psa.shrink(psa.shrink(coupling, 0.7).T, 0.4)
+    chex.assert_trees_all_close(psa.extend(shrunk, v, t_b).apply(u), shrunk.apply(u), atol=1e-8)
+    chex.assert_trees_all_close(psa.extend(shrunk.T, u, t_a).apply(y), shrunk.T.apply(y), atol=1e-8)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -85,6 +123,7 @@ def test_far_away_samples_have_partners_and_finite_gradients():
         (lambda C, u, t: psa.extend(C, u, t[:-1]), "t: expected"),
         (lambda C, u, t: psa.extend(C, u, t + 100), "t: expected codes"),
         (lambda C, u, t: psa.extend(C, u, t.astype(float)), "t: expected integer"),
+        (lambda C, u, t: psa.extend(C.blocks[0].coupling, u, t), "expected a blocked one"),
         (lambda C, u, t: psa.extend(solved(jnp.float32, psa.snn)[0], u, t), "expected one of `sinkhorn`"),
     ],
 )
@@ -130,7 +169,8 @@ def test_a_saved_alignment_gives_the_same_bits(tmp_path, shrunk):
     data, new = problem(), problem(30, 1)
     alignment = psa.align(jax.random.key(0), data, **OPTIONS)
     if shrunk:
-        alignment = dataclasses.replace(alignment, coupling=psa.shrink(alignment.coupling, 0.5))
+        twice = psa.shrink(psa.shrink(alignment.coupling, 0.5).T, 0.9).T
+        alignment = dataclasses.replace(alignment, coupling=twice)
     io.save_alignment(tmp_path / "it.npz", alignment)
     models = {name: OPTIONS[name] for name in ("model_a", "model_b")}
     back = io.load_alignment(tmp_path / "it.npz", **models)
@@ -158,10 +198,20 @@ def test_files_that_do_not_fit(tmp_path):
     io.save(tmp_path / "other.npz", {"x": jnp.ones(3)})
     with pytest.raises(ValueError, match="expected a file made by save_alignment"):
         io.load_alignment(tmp_path / "other.npz")
-    with pytest.raises(ValueError, match=r"fitted_a.*expected float32 \(1, 3, 4, 256\)"):
+    models = {name: OPTIONS[name] for name in ("model_a", "model_b")}
+    with pytest.raises(ValueError, match=r"model_a: expected .*8.*, as saved, got .*256"):
         io.load_alignment(tmp_path / "it.npz")
-    with pytest.raises(ValueError, match=r"missing \.coupling"):
-        io.load_alignment(tmp_path / "it.npz", model_a=OPTIONS["model_a"], model_b=OPTIONS["model_b"], matcher=psa.snn)
+    with pytest.raises(ValueError, match=r"kernel: expected .*Gibbs.*, as saved, got .*SharedNeighbours"):
+        io.load_alignment(tmp_path / "it.npz", **models, matcher=psa.snn)
+    other = functools.partial(psa.sinkhorn, cost=psa.squared_euclidean)
+    with pytest.raises(ValueError, match=r"kernel: expected .*euclidean.*, as saved, got .*squared_euclidean"):
+        io.load_alignment(tmp_path / "it.npz", **models, matcher=other)
+    with pytest.raises(ValueError, match=r"transform: expected .*centre.*, as saved, got .*log_softmax"):
+        io.load_alignment(tmp_path / "it.npz", **models, transform=jax.nn.log_softmax)
+    with pytest.raises(ValueError, match="expected a blocked coupling"):
+        io.save_alignment(
+            tmp_path / "it.npz", dataclasses.replace(alignment, coupling=psa.match.known_pairs(jnp.arange(45), 45))
+        )
     with pytest.raises(FileNotFoundError):
         io.load_alignment(tmp_path / "nothing.npz")
     with pytest.raises(ValueError, match="expected scorers"):

@@ -13,15 +13,15 @@ def blocks(language):
     return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
 
 
-@pytest.mark.parametrize("example", blocks("python"), ids=["align", "matcher", "calibrate"])
+@pytest.mark.parametrize("example", blocks("python"), ids=["align", "arrays", "matcher", "calibrate", "layer"])
 def test_examples_run(example, capsys):
     exec(compile(example, "README.md", "exec"), {})
     assert capsys.readouterr().out.strip()
 
 
 def test_the_library_example_is_fifteen_lines():
-    lines = [line for line in blocks("python")[0].splitlines() if line.strip()]
-    assert len(lines) <= 15
+    for example in blocks("python")[:2]:
+        assert len([line for line in example.splitlines() if line.strip()]) <= 15
 
 
 def test_the_first_two_commands():

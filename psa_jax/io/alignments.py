@@ -1,5 +1,7 @@
 """Alignments in a file: couplings, scores and classifiers, to go on with in another process."""
 
+import dataclasses
+import functools
 import os
 from collections.abc import Callable
 from typing import Any
@@ -39,14 +41,22 @@ def save_alignment(path: str | os.PathLike[str], alignment: Alignment) -> None:
     if scorers[0] is None or scorers[1] is None:
         raise ValueError("alignment: expected scorers, as `align` makes them, got None")
     stored, about = pack(alignment)
-    shrunk = any(isinstance(block.coupling.kernel, Shrunk) for block in getattr(alignment.coupling, "blocks", ()))
+    if not isinstance(alignment.coupling, Blocked):
+        raise ValueError(f"alignment: expected a blocked coupling, got {type(alignment.coupling).__name__}")
+    inner, shrunk = alignment.coupling.blocks[0].coupling.kernel, []
+    while isinstance(inner, Shrunk):
+        shrunk, inner = [inner.flipped, *shrunk], inner.kernel
     about["alignment"] = {
         "kind": _KIND,
         "shape": list(alignment.groups.shape),
         "buckets": len(alignment.groups.buckets),
         "shrunk": shrunk,
+        "kernel": describe(inner),
+        "flipped": alignment.coupling.blocks[0].coupling.flipped,
         **{f"features_{side}": list(scorer.features) for side, scorer in zip("ab", scorers, strict=True) if scorer},
         **{f"dtype_{side}": scorer.dtype for side, scorer in zip("ab", scorers, strict=True) if scorer},
+        **{f"model_{side}": describe(scorer.model) for side, scorer in zip("ab", scorers, strict=True) if scorer},
+        "transform": describe(scorers[0].transform),
     }
     write_archive(path, stored, about)
 
@@ -70,7 +80,9 @@ def load_alignment(
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: another kind of file; models or a matcher whose arrays have other names or shapes (they get listed).
+        ValueError: another kind of file; a model, kernel or transform that is not the one of the file, by module, name
+            and settings (functions without a name of their own, such as lambdas, cannot be told apart), or whose
+            arrays have other names or shapes (they get listed).
     """
     stored, about = read_archive(path)
     meta = about.get("alignment")
@@ -117,7 +129,9 @@ def load_alignment(
 
     def match(u: Array, v: Array, groups: Groups) -> Blocked:
         coupling = blockwise(matcher)(u, v, groups)
-        return shrink(coupling, 1.0) if meta["shrunk"] else coupling
+        for flipped in meta["shrunk"]:
+            coupling = shrink(coupling.T, 1.0).T if flipped else shrink(coupling, 1.0)
+        return coupling.T if meta["flipped"] else coupling
 
     tree = Alignment(
         jax.eval_shape(match, like(".scores_a"), like(".scores_b"), groups),
@@ -133,4 +147,29 @@ def load_alignment(
         scorer("a", models[0]),
         scorer("b", models[1]),
     )
+    used: Any = tree.coupling
+    used = used.blocks[0].coupling.kernel
+    while isinstance(used, Shrunk):
+        used = used.kernel
+    given = {"kernel": used, "model_a": models[0], "model_b": models[1], "transform": transform}
+    for name, function in given.items():
+        if (now := describe(function)) != meta[name]:
+            raise ValueError(f"{path}: {name}: expected {meta[name]}, as saved, got {now}")
     return load(path, tree)
+
+
+def describe(value: Any) -> str:
+    """What a static part of an alignment is, the same in every process: names of functions, settings of classes."""
+    if isinstance(value, functools.partial | jax.tree_util.Partial):
+        settings = [*map(describe, value.args), *(f"{k}={describe(v)}" for k, v in sorted(value.keywords.items()))]
+        return f"{describe(value.func)}({', '.join(settings)})"
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = [f for f in dataclasses.fields(value) if f.name not in ("parent", "name")]  # of flax linen modules
+        settings = [f"{field.name}={describe(getattr(value, field.name, None))}" for field in fields]
+        return f"{type(value).__qualname__}({', '.join(settings)})"
+    if isinstance(value, tuple | list):
+        return f"({', '.join(map(describe, value))})"
+    if isinstance(value, bool | int | float | str | None):
+        return repr(value)
+    kind = value if callable(value) and hasattr(value, "__qualname__") else type(value)
+    return f"{kind.__module__}.{kind.__qualname__}"
