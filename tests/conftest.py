@@ -1,7 +1,19 @@
-"""Strict settings for every test: dtype and rank promotion are errors, and the host plays four devices."""
+"""Strict settings for every test: dtype and rank promotion are errors, and the host plays four devices.
 
+Nearly all the time of these tests is compiling, and many compile the same programs: the processes of one run share them.
+"""
+
+import atexit
 import os
 import pathlib
+import shutil
+import tempfile
+
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # once, before workers and child processes inherit it
+    folder = tempfile.mkdtemp(prefix="psa_jax_programs_")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
 
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
 

@@ -119,7 +119,7 @@ def test_a_coupling_shrunk_the_other_way_stays_so(x64):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda C, u, t: psa.extend(C, u[:, :2], t), r"u: expected scores \[k, 3\]"),
+        (lambda C, u, t: psa.extend(C, u[:, :2], t), r"u: expected float scores \[k, 3\]"),
         (lambda C, u, t: psa.extend(C, u, t[:-1]), "t: expected"),
         (lambda C, u, t: psa.extend(C, u, t + 100), "t: expected codes"),
         (lambda C, u, t: psa.extend(C, u, t.astype(float)), "t: expected integer"),
