@@ -1,4 +1,5 @@
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -210,19 +211,21 @@ def test_the_gradient_is_reversed():
 
 
 def test_vae_mixes_modalities_and_keeps_treatments():
-    data, _ = draw(9)
+    n, m, keys = 720, 540, jax.random.split(KEY, 5)
+    data, _ = draw(9, n, m)
     noise = np.random.default_rng(5).normal(size=data.b.x.shape)
     data = change(data, "b", x=data.b.x + jnp.asarray(3 * noise, jnp.float32))
     judge = make_pipeline(StandardScaler(), PolynomialFeatures(2), LogisticRegression(max_iter=2000))
-    told = {}
-    for weight in (0.0, 1.0):
-        u, v = TRAINED["vae"](data, adversarial=weight)
-        z, modality = np.concatenate([u, v]), np.repeat([0, 1], [240, 180])
-        told[weight] = cross_val_score(judge, z, modality, scoring="balanced_accuracy", cv=5).mean()
+    told = {0.0: [], 1.0: []}  # adversarial training fails now and then (one key of the first eight): the median tells
+    for weight, key in itertools.product(told, keys):
+        u, v = baselines.vae(key, data, dim=2, epochs=200, batch_size=64, adversarial=weight, **SMALL)
+        z, modality = np.concatenate([u, v]), np.repeat([0, 1], [n, m])
+        told[weight].append(cross_val_score(judge, z, modality, scoring="balanced_accuracy", cv=5).mean())
         across = LogisticRegression(max_iter=1000).fit(np.asarray(u), np.asarray(data.a.t))
         assert across.score(np.asarray(v), np.asarray(data.b.t)) > 0.4
-    assert told[1.0] < 0.62  # chance is 0.5, its standard error with 420 samples about 0.025; training's bits vary
-    assert told[0.0] > told[1.0] + 0.07
+    mixed, apart = np.median(told[1.0]), np.median(told[0.0])
+    assert mixed < 0.58
+    assert apart > mixed + 0.07
 
 
 @pytest.mark.parametrize("name", TRAINED)
