@@ -97,15 +97,16 @@ def select_eps(
     serve `stability` only. All eps meet the same random halves and draws, so that rows differ by eps alone.
 
     What to go by, from four data sets with known pairs, eight eps from 0.01 to 1.6 and one seed each (`python -m
-    benchmarks.selection`; figures for digits, SNARE-seq, bone marrow, balls in this order, measured before held-out
-    columns were freed of their mean, see `held_out_agreement`):
+    benchmarks.selection`; figures for digits, SNARE-seq, bone marrow, balls in this order):
 
     - `prediction`, by which `best` is chosen, followed the share of modality b's variation that the projection
-      explains on three of them (Spearman 0.90, -0.33, 1.00, 0.98). Its choice was the best of the grid on bone marrow
-      and balls. On digits it explained -0.02 (best 0.01), on SNARE-seq -0.11 (best 0.00: no eps beat the treatment's
-      mean there, which its positive `prediction` did not tell). FOSCTTM of its choice was within 0.012 of the best.
-    - `agreement` is the same but blind to scale (0.83, 0.74, 0.98, 0.79). `reconstruction` followed FOSCTTM (0.93,
-      0.98, 0.95, 0.62) but not the share explained, and nothing is held out.
+      explains on three of them (Spearman 0.98, 0.24, 1.00, 0.86). Its choice was the best of the grid on bone marrow
+      and balls and explained 0.010 on digits (best 0.011). On SNARE-seq it explained -0.05 (best 0.00: no eps beat the
+      treatment's mean there, which its positive `prediction` did not tell). FOSCTTM of its choice was within 0.012 of
+      the best.
+    - `agreement` is the same but blind to scale (0.83, 0.93, 0.98, 0.64). `calibrated` (0.74, 0.07, 0.95, 0.95) is for
+      couplings that are shrunk afterwards. `reconstruction` followed FOSCTTM (0.93, 0.98, 0.95, 0.62) but not the
+      share explained, and nothing is held out.
     - `stability`, `cycle` and `entropy` follow eps, not the truth: their largest values lay at an end of the grid or
       next to it on all four. They tell how smooth a coupling is; do not choose by them.
     - None tracked P(true match) beyond its rise as eps falls: for sampled pairs take a smaller eps than `best`.
