@@ -8,17 +8,20 @@ from importlib import metadata
 
 import jax
 
+import psa_jax
+
 HERE = pathlib.Path(__file__).parent
 README = HERE.parent / "README.md"
 
 
 def environment():
     """Machine and versions, without anything that identifies the machine."""
-    names = ("psa-jax", "jax", "jaxlib", "flax", "optax", "ott-jax", "numpy", "scipy")
+    names = ("jax", "jaxlib", "flax", "optax", "ott-jax", "numpy", "scipy")
     return {
         "python": platform.python_version(),
         "cores": os.cpu_count(),
         "devices": [device.device_kind for device in jax.devices()],
+        "psa-jax": psa_jax.__version__,  # of the code that ran: metadata of an editable install may be older
         **{name: metadata.version(name) for name in names},
     }
 
