@@ -211,7 +211,8 @@ class _Descent(LRSinkhorn):
         for old, grad in ((q, grad_q), (r, grad_r), (g, grad_g)):
             step = jnp.log(jnp.maximum(old, float(jnp.finfo(old.dtype).tiny))) - gamma * grad
             steps.append(jnp.maximum(step - step.max(axis=-1, keepdims=True), DEEPEST))
-        return *steps, gamma  # type: ignore[return-value]
+        log_q, log_r, log_g = steps
+        return log_q, log_r, log_g, gamma
 
     def dykstra_update_kernel(self, *args: Any, **settings: Any) -> tuple[Array, Array, Array]:
         """The projection: only so far that the descent goes on; the factors are fitted at the end."""
