@@ -152,9 +152,8 @@ def test_new_samples_are_scored_as_the_classifiers_say(queried):
     scorer = alignment.scorer_a
     mapped = functools.partial(OPTIONS["model_a"].apply, train=False, key=None)
     params = alignment.fitted_a.params
-    logits = [mapped(jax.tree.map(lambda leaf, i=i: leaf[i], params), new.a.x)[0] for i in range(2)] if queried else [
-        mapped(jax.tree.map(lambda leaf, i=i, f=f: leaf[i, f], params), new.a.x)[0] for i in range(2) for f in range(3)
-    ]  # fmt: skip
+    members = [(i,) for i in range(2)] if queried else [(i, fold) for i in range(2) for fold in range(3)]
+    logits = [mapped(jax.tree.map(lambda leaf, at=at: leaf[at], params), new.a.x)[0] for at in members]
     wanted = psa.from_logits(sum(logits) / len(logits), temperature=scorer.temperature, log_prior=scorer.log_prior)
     chex.assert_trees_all_close(found, wanted, atol=1e-5)
     if queried:
