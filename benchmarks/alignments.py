@@ -10,8 +10,8 @@ import numpy as np
 import psa_jax as psa
 from psa_jax import baselines
 from psa_jax.match import class_mean, known_pairs
-from psa_jax.metrics import project
-from psa_jax.represent import default_epochs, default_model
+from psa_jax.metrics.pairs import project
+from psa_jax.propensity.nets import default_model
 
 MEMBERS = {"balls": 2}
 BIG = 30
@@ -38,22 +38,13 @@ def published(key, problem):
     for side, k in zip("ab", jax.random.split(key), strict=True):
         data = getattr(problem.train, side)
         model = problem.model or default_model(side, data.x, problem.train.num_treatments)
-        epochs = problem.epochs or default_epochs(data.x, 128)
-        patience = max(1, epochs // 5)
+        training = psa.Training(epochs=problem.epochs).resolved(data.t.size, judged=True)
         if problem.query is None:
-            logits = psa.crossfit(k, model, data.x, data.t, epochs=epochs, patience=patience).logits
+            logits = psa.crossfit(k, model, data.x, data.t, training=training).logits
         else:
             key_split, key_fit = jax.random.split(k)
             train, valid = psa.split(key_split, psa.Unpaired(data, data, problem.train.num_treatments), (0.8, 0.2))
-            fitted = psa.fit(
-                key_fit,
-                model,
-                train.a.x,
-                train.a.t,
-                epochs=epochs,
-                patience=patience,
-                valid=(valid.a.x, valid.a.t),
-            )
+            fitted = psa.fit(key_fit, model, train.a.x, train.a.t, training=training, valid=(valid.a.x, valid.a.t))
             logits = psa.propensity(model, fitted.params, getattr(problem.query, side).x, transform=identity)
         scores.append(logits[:, shared])
     return tuple(scores)
@@ -64,8 +55,9 @@ def couplings(key, problem):
     keys = iter(jax.random.split(key, 8))
     data = problem.aligned
     groups = psa.group(data.a.t, data.b.t, data.num_treatments)
-    align = functools.partial(quietly, psa.align, query=problem.query, **problem.options)
-    ours = align(next(keys), problem.train, members=MEMBERS.get(problem.name, 5))
+    learner, several = problem.learner(), problem.learner(MEMBERS.get(problem.name, 5))
+    align = functools.partial(quietly, psa.align, query=problem.query)
+    ours = align(next(keys), problem.train, a=several, b=several)
     yield "none", "class mean", psa.blockwise(class_mean)(ours.scores_a, ours.scores_b, groups)
     yield "none", "true pairs", known_pairs(problem.truth.pair, data.b.t.size)
     yield "PS", "OT", ours.coupling
@@ -81,7 +73,7 @@ def couplings(key, problem):
     u, v = published(next(keys), problem)
     yield "PS as published", "OT, eps 0.05", psa.blockwise(PAPER_OT)(u, v, groups)
     yield "PS as published", "SNN", psa.blockwise(psa.snn)(u, v, groups)
-    control = align(next(keys), psa.permute_treatments(next(keys), problem.train))
+    control = align(next(keys), psa.permute_treatments(next(keys), problem.train), a=learner, b=learner)
     yield "PS, permuted labels", "OT", psa.blockwise(psa.sinkhorn)(control.scores_a, control.scores_b, groups)
     for name, embed in (("VAE", baselines.vae), ("contrastive", baselines.contrastive)):
         u, v = embed(next(keys), problem.train, query=problem.query)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import psa_jax as psa
-from benchmarks.tables import README, fill_readme, save
+from benchmarks.tables import README, save
 from psa_jax.match import known_pairs
 
 SHARED = pathlib.Path(os.environ.get("PSA_JAX_DATA", README.parent.parent / "shared" / "data"))
@@ -27,8 +27,8 @@ def balls(seed):
     key_train, key_test = jax.random.split(jax.random.key(seed))
     train, _ = psa.datasets.balls(key_train, num_samples=4000, image_size=32)
     test, truth = psa.datasets.balls(key_test, num_samples=2000, image_size=32)
-    options = {"query": test, "model_a": psa.conv((32, 64, 128), 12), "model_b": psa.conv((32, 64, 128), 12)}
-    return train, test, truth, {**options, "epochs": 15, "patience": 15}
+    learner = psa.Learner(psa.conv((32, 64, 128), 12), training=psa.Training(epochs=15, patience=15))
+    return train, test, truth, {"query": test, "a": learner, "b": learner}
 
 
 def digits(seed):
@@ -97,7 +97,7 @@ def main():
             means = {figure: float(np.mean([run[law][figure] for run in runs])) for figure in runs[0][law]}
             rows.append({"data": name, "match": law, **{figure: means.get(figure) for figure in FIGURES}})
         print(f"{name}: {time.perf_counter() - start:.0f} s", flush=True)
-    fill_readme("datasets", save("datasets", vars(args), rows))
+    save("datasets", vars(args), rows)
 
 
 if __name__ == "__main__":

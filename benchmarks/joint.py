@@ -28,8 +28,8 @@ import optax
 
 import psa_jax as psa
 from benchmarks.tables import save
+from psa_jax.judge.agreement import halves, held_out_agreement, hold, keep
 from psa_jax.match import class_mean
-from psa_jax.selection import halves, held_out_agreement, hold, keep
 
 ROWS_A_TREATMENT = 24
 WEIGHTS = (1.0, 0.0)
@@ -180,9 +180,8 @@ def compare(args, seed):
     models = {"a": model, "b": model}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", psa.AlignmentWarning)
-        first = psa.align(
-            key_align, train_data, query=test, valid=valid, model_a=model, model_b=model, epochs=args.epochs
-        )
+        learner = psa.Learner(model, training=psa.Training(epochs=args.epochs))
+        first = psa.align(key_align, train_data, query=test, valid=valid, a=learner, b=learner)
     fitted = {"a": first.fitted_a.params, "b": first.fitted_b.params}
     params = jax.tree.map(lambda leaf: leaf[0], fitted)
     rows = [{"seed": seed, "training": "two stages", "steps": 0, **judge(models, params, valid, test, truth)}]

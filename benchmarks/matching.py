@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import psa_jax as psa
-from benchmarks.tables import HERE, fill_readme, markdown, save
+from benchmarks.tables import HERE, save
 
 EPS, TOL = 0.05, 1e-3
 COMPARED = ((12, 200), (12, 600), (12, 1600))
@@ -411,9 +411,6 @@ def main():
     name = "matching" if not ON_ACCELERATOR else "matching_gpu"
     save(name, settings, rows)
     plot(rows)
-    if not ON_ACCELERATOR:
-        shown = [k for k in rows[0] if k not in ("ns per pair and iteration", "share of peak")]
-        fill_readme("matching", markdown([{key: found[key] for key in shown} for found in rows]))
 
 
 if __name__ == "__main__":

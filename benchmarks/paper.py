@@ -2,9 +2,10 @@
 
 One data set a call. For every representation and aligner, and for every predictor trained through a coupling, the
 figures that only the truth can give, over seeds, beside chance, the class mean and the true pairs. Writes
-`results/paper_DATA_SCALE.json`, a figure of it, and `RESULTS.md` anew from all such files. `cite` is the shared sample
-of 600 cells, or with `--path` the full file (GEO GSE194122, processed AnnData of the CITE-seq part; its columns are
-checked); `file` is any AnnData or MuData whose cells have both modalities, with `--path` and `--treatment`.
+`results/paper_DATA_SCALE.json` and a figure of it, and anew, from all such files, `RESULTS.md` and the README's table
+of quality. `cite` is the shared sample of 600 cells, or with `--path` the full file (GEO GSE194122, processed AnnData
+of the CITE-seq part; its columns are checked); `file` is any AnnData or MuData whose cells have both modalities, with
+`--path` and `--treatment`.
 """
 
 import argparse
@@ -18,7 +19,7 @@ import numpy as np
 from benchmarks import alignments, predictions
 from benchmarks.problems import load
 from benchmarks.report import draw, write
-from benchmarks.tables import HERE, environment
+from benchmarks.tables import HERE, environment, refill
 
 NAMES = ("balls", "cite", "screen", "digits", "snare", "file")
 
@@ -77,6 +78,7 @@ def main():
         if args.convention == "ours":
             draw(name, record)
         write()
+        refill()
         print(f"{settings['seconds']} s", flush=True)
 
 

@@ -12,7 +12,7 @@ from benchmarks.problems import rows_of
 from psa_jax.match import class_mean, known_pairs
 
 LOSSES = ("barycentric", "sampled", "unbiased")
-EPOCHS, PATIENCE, BATCH = 60, 10, 128
+TRAINING = psa.Training(epochs=60, batch_size=128, patience=10)
 COMPONENTS = 5
 
 
@@ -27,7 +27,8 @@ def predictors(key, problem):
     """Yields `(coupling, loss, predictions of the test samples' b, test data, test truth, training data)`."""
     key_split, key_align, key_hold, key_fit, key_calibrate = jax.random.split(key, 5)
     (train, truth), (test, test_truth) = parts(key_split, problem)
-    out = quietly(psa.align, key_align, train, members=2)
+    two = psa.Learner(members=2)
+    out = quietly(psa.align, key_align, train, a=two, b=two)
     _, sweep = psa.calibrated_coupling(key_calibrate, out.member_scores_a, out.member_scores_b, out.groups, y=train.b.x)
     eps, weight = sweep.choice  # what follows is matched again on each part
     mean, scale = train.b.x.mean(0), train.b.x.std(0)
@@ -68,9 +69,7 @@ def predictors(key, problem):
                 targets[0],
                 law,
                 loss=loss,
-                epochs=EPOCHS,
-                batch_size=BATCH,
-                patience=PATIENCE,
+                training=TRAINING,
                 valid=(held.a.x, targets[1], held_laws[name]),
             )
             yield name, loss, psa.predict(model, fitted.params, test.a.x) * scale + mean, test, test_truth, train
@@ -82,7 +81,7 @@ def judge(predicted, test, truth, train, unseen):
     seen = known & ~np.isin(test.a.t, unseen)
     true = test.b.x[truth.pair]
     mean = train.b.x.mean(0)
-    total = psa.r2(predicted[seen], true[seen], center=mean)
+    total = psa.r2(true[seen], predicted[seen], center=mean)
     out = {
         "R2": float(total.pooled),
         "median R2": float(total.median),
@@ -93,7 +92,7 @@ def judge(predicted, test, truth, train, unseen):
     if len(unseen):
         places[", unseen"] = np.asarray(unseen)
         far = known & np.isin(test.a.t, unseen)
-        out["R2, unseen"] = float(psa.r2(predicted[far], true[far], center=mean).pooled)
+        out["R2, unseen"] = float(psa.r2(true[far], predicted[far], center=mean).pooled)
     w1 = quietly(psa.per_treatment, psa.wasserstein1, predicted, test.a.t, test.b.x, test.b.t, test.num_treatments)
     kl = quietly(
         psa.per_treatment, psa.kl_divergence, test.b.x @ axes, test.b.t, predicted @ axes, test.a.t, test.num_treatments

@@ -40,10 +40,9 @@ class Problem:
     def truth(self) -> psa.Truth:
         return self.train_truth if self.query_truth is None else self.query_truth
 
-    @property
-    def options(self) -> dict[str, Any]:
-        """Arguments of `psa.align` that the data set asks for."""
-        return {} if self.model is None else {"model_a": self.model, "model_b": self.model, "epochs": self.epochs}
+    def learner(self, members: int = 1) -> psa.Learner:
+        """What the data set asks for, of either modality."""
+        return psa.Learner(self.model, training=psa.Training(epochs=self.epochs), members=members)
 
 
 def load(name: str, seed: int, scale: str, path: str | None, treatment: str | None) -> Problem:

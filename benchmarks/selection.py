@@ -23,8 +23,8 @@ from scipy.stats import spearmanr
 import psa_jax as psa
 from benchmarks.datasets import SHARED, SOURCES
 from benchmarks.tables import save
+from psa_jax.judge.eps_sweep import CRITERIA
 from psa_jax.match import class_mean
-from psa_jax.sweep import CRITERIA
 
 EPS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
 TRUTHS = ("trace", "R2", "1-FOSCTTM")
@@ -34,10 +34,10 @@ def balls(seed):
     key_train, key_test = jax.random.split(jax.random.key(seed))
     train, _ = psa.datasets.balls(key_train, num_samples=2000, image_size=32)
     test, truth = psa.datasets.balls(key_test, num_samples=1000, image_size=32)
-    blur = psa.translation(0.05)
-    models = {"model_a": psa.conv((32, 64, 128), 12), "model_b": psa.conv((32, 64, 128), 12)}
-    options = {**models, "augment_a": blur, "augment_b": blur, "epochs": 12, "patience": 12}
-    return train, test, truth, {"query": test, **options}
+    learner = psa.Learner(
+        psa.conv((32, 64, 128), 12), psa.translation(0.05), training=psa.Training(epochs=12, patience=12)
+    )
+    return train, test, truth, {"query": test, "a": learner, "b": learner}
 
 
 def measure(name, seed, members):

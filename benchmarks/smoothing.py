@@ -1,7 +1,7 @@
 """How much to smooth the propensity, chosen with labels only, and the truth: `python -m benchmarks.smoothing`.
 
 Scenes of `datasets.balls`; a classifier for each modality is trained with random translations of growing size. Printed
-beside the label-only criterion (`psa_jax.selection.held_out_agreement`) are the figures that only the truth can give.
+beside the label-only criterion (`psa_jax.held_out_agreement`) are the figures that only the truth can give.
 Chosen is the least amount whose criterion is within one standard error of the best one.
 """
 
@@ -13,9 +13,9 @@ import jax
 import numpy as np
 
 import psa_jax as psa
-from benchmarks.tables import fill_readme, save
+from benchmarks.tables import save
+from psa_jax.judge.agreement import held_out_agreement
 from psa_jax.match import class_mean
-from psa_jax.selection import held_out_agreement
 
 AMOUNTS = (0.0, 0.02, 0.05, 0.08, 0.12, 0.2)
 
@@ -28,20 +28,11 @@ def run(num_train, num_test, epochs, seed):
     rows, criteria = [], []
     for amount in AMOUNTS:
         start = time.perf_counter()
-        augment = psa.translation(amount)
+        training = psa.Training(epochs=epochs, patience=epochs)
+        learner = psa.Learner(model, psa.translation(amount), training=training)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", psa.AlignmentWarning)
-            out = psa.align(
-                key_align,
-                train,
-                query=test,
-                model_a=model,
-                model_b=model,
-                augment_a=augment,
-                augment_b=augment,
-                epochs=epochs,
-                patience=epochs,
-            )
+            out = psa.align(key_align, train, query=test, a=learner, b=learner)
         criterion = held_out_agreement(key_select, psa.sinkhorn, out.scores_a, out.scores_b, out.groups)
         baseline = psa.blockwise(class_mean)(out.scores_a, out.scores_b, out.groups)
         criteria.append(np.asarray(criterion))
@@ -76,8 +67,7 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     rows = run(args.num_train, args.num_test, args.epochs, args.seed)
-    table = save("smoothing", vars(args), rows)
-    fill_readme("smoothing", table)
+    save("smoothing", vars(args), rows)
 
 
 if __name__ == "__main__":

@@ -13,28 +13,34 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from psa_jax import match
-from psa_jax.alignment import Alignment, AlignmentWarning, Scorer
-from psa_jax.augment import compose, gaussian_noise, smoothing, translation
-from psa_jax.blocked import Blocked
-from psa_jax.chain import Chained, chain
-from psa_jax.coupling import Coupling, Info
-from psa_jax.crossfit import CrossFitted, crossfit
-from psa_jax.data import Modality, Truth, Unpaired, split, validate
-from psa_jax.diagnose import diagnose, permute_treatments
-from psa_jax.diagnosis import Diagnosis
-from psa_jax.distributions import per_treatment
-from psa_jax.divergence import gaussian_kl_divergence, kl_divergence
-from psa_jax.evaluation import evaluate
-from psa_jax.extend import extend
-from psa_jax.groups import Groups, group
-from psa_jax.layer import group_batch, ignore_nonfinite, match_batch
-from psa_jax.loop import Fitted, History
-from psa_jax.many import ManyAlignment, align_many
+from psa_jax.align import (
+    Alignment,
+    AlignmentWarning,
+    ManyAlignment,
+    align,
+    align_many,
+    evaluate,
+    group_batch,
+    ignore_nonfinite,
+    match_batch,
+)
+from psa_jax.coupling import Blocked, Chained, Coupling, Info, chain, shrink
+from psa_jax.data import Groups, Modality, Truth, Unpaired, group, permute_treatments, split, validate
+from psa_jax.judge import (
+    Diagnosis,
+    EpsSweep,
+    calibrated_coupling,
+    diagnose,
+    held_out_agreement,
+    select_eps,
+)
 from psa_jax.match import (
     assignment,
+    blockwise,
     class_mean,
     cosine,
     euclidean,
+    extend,
     fused_gromov_wasserstein,
     geodesics,
     gromov_wasserstein,
@@ -47,24 +53,57 @@ from psa_jax.match import (
     snn,
     squared_euclidean,
 )
-from psa_jax.match.blockwise import blockwise
-from psa_jax.metrics import by_treatment, foscttm, label_transfer, latent_mse, trace
-from psa_jax.model import Model, from_linen, from_nnx
-from psa_jax.nets import batch_norm, conv, layer_norm, linear, mlp
-from psa_jax.pipeline import align
+from psa_jax.metrics import (
+    R2,
+    by_treatment,
+    foscttm,
+    gaussian_kl_divergence,
+    kl_divergence,
+    label_transfer,
+    latent_mse,
+    per_treatment,
+    r2,
+    sliced_wasserstein1,
+    trace,
+    wasserstein1,
+)
 from psa_jax.predict import fit_predictor, fit_predictor_ensemble, predict
-from psa_jax.regression import R2, r2
-from psa_jax.score import calibrate, centre, expected_calibration_error, from_logits, log_prior, propensity, reliability
-from psa_jax.selection import held_out_agreement
-from psa_jax.shrink import shrink
-from psa_jax.sweep import EpsSweep, calibrated_coupling, select_eps
-from psa_jax.train import class_weights, fit, fit_ensemble
-from psa_jax.wasserstein import sliced_wasserstein1, wasserstein1
+from psa_jax.propensity import (
+    CrossFitted,
+    Fitted,
+    History,
+    Learner,
+    Model,
+    Scorer,
+    Training,
+    batch_norm,
+    calibrate,
+    centre,
+    class_weights,
+    compose,
+    conv,
+    crossfit,
+    expected_calibration_error,
+    fit,
+    fit_ensemble,
+    from_linen,
+    from_logits,
+    from_nnx,
+    gaussian_noise,
+    layer_norm,
+    linear,
+    log_prior,
+    mlp,
+    propensity,
+    reliability,
+    smoothing,
+    translation,
+)
 
 if TYPE_CHECKING:
     from psa_jax import baselines, datasets, io, plot
 
-__version__ = "0.4.0"
+__version__ = "0.5.0"
 
 __all__ = [
     "R2",
@@ -80,10 +119,12 @@ __all__ = [
     "Groups",
     "History",
     "Info",
+    "Learner",
     "ManyAlignment",
     "Modality",
     "Model",
     "Scorer",
+    "Training",
     "Truth",
     "Unpaired",
     "align",

@@ -5,9 +5,12 @@ from typing import Any, Protocol, TypeVar, dataclass_transform, runtime_checkabl
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 KeyArray = Key[Array, ""]
+Number = float | Float[Array, ""]  # one number, traced or not
 
 _T = TypeVar("_T")
 
@@ -19,8 +22,41 @@ def static(**options: Any) -> Any:
 
 @dataclass_transform(frozen_default=True, eq_default=False, field_specifiers=(dataclasses.field, static))
 def pytree(cls: type[_T]) -> type[_T]:
-    """Makes a class a frozen dataclass that JAX sees as a pytree; fields made by `static` are not traced."""
+    """Makes a class a frozen dataclass that JAX sees as a pytree; fields made by `static` are not traced.
+
+    Its `repr` shows the shapes of its arrays, not their numbers, unless the class has one of its own.
+    """
+    if "__repr__" not in vars(cls):
+        cls.__repr__ = _shapes
     return jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True, eq=False)(cls))
+
+
+def _shapes(self: Any) -> str:
+    """The fields of a dataclass, arrays by type and shape."""
+    parts = [f"{field.name}={brief(getattr(self, field.name))}" for field in dataclasses.fields(self)]
+    line = f"{type(self).__name__}({', '.join(parts)})"
+    return line if len(line) <= 100 else f"{type(self).__name__}(\n    " + ",\n    ".join(parts) + ",\n)"
+
+
+def brief(value: Any) -> str:
+    """A value in a few words: arrays by type and shape, containers and trees by their size."""
+    if hasattr(value, "dtype") and hasattr(value, "shape"):
+        return f"{value.dtype}[{','.join(map(str, value.shape))}]"
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        name = type(value).__name__
+        text = repr(value)
+        return text if len(text) <= 60 and "\n" not in text else f"{name}(...)"
+    if isinstance(value, tuple | list | dict):
+        text = f"{type(value).__name__} of {len(value)}"
+        shown = repr(value) if all(isinstance(x, int | float | str) for x in value) else text
+        return shown if len(shown) <= 60 else text
+    text = getattr(value, "__name__", None) or repr(value)
+    return text if len(text) <= 60 and "\n" not in text else f"{type(value).__name__}(...)"
+
+
+def known(*arrays: Any) -> bool:
+    """Whether the values of arrays can be looked at: none is traced, a shape, or no array at all."""
+    return all(isinstance(x, np.ndarray | np.generic | jax.Array) and not isinstance(x, Tracer) for x in arrays)
 
 
 @runtime_checkable
@@ -39,6 +75,11 @@ class Augment(Protocol):
     def __call__(self, key: KeyArray, x: Array, /) -> Array:
         """The changed batch."""
         ...
+
+
+def host_rng(key: KeyArray) -> np.random.Generator:
+    """A generator on the host, seeded by a typed key: for what is decided there, without compiling anything."""
+    return np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel().tolist())
 
 
 def size(tree: PyTree) -> int:
@@ -98,8 +139,12 @@ __all__ = [
     "Float",
     "Int",
     "KeyArray",
+    "Number",
     "PyTree",
+    "brief",
     "float_dtype",
+    "host_rng",
+    "known",
     "map_rows",
     "pytree",
     "size",

@@ -1,5 +1,7 @@
 """Small problems that several test modules use."""
 
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
 
@@ -7,7 +9,15 @@ import psa_jax as psa
 
 SIZES_A = [0, 1, 2, 5, 30, 7, 1, 2]
 SIZES_B = [3, 1, 1, 9, 22, 0, 4, 2]
+TRAINING = [field.name for field in dataclasses.fields(psa.Training)]
 MATCHED = [t for t, (n, m) in enumerate(zip(SIZES_A, SIZES_B, strict=True)) if n and m]
+
+
+def learner(base=None, /, **changes):
+    """A learner with other settings, those of its training among them."""
+    training = {name: changes.pop(name) for name in TRAINING if name in changes}
+    base = base or psa.Learner()
+    return dataclasses.replace(base, training=dataclasses.replace(base.training, **training), **changes)
 
 
 def labels(seed=0):

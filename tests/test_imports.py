@@ -1,58 +1,30 @@
-"""The import direction of the architecture: a module imports only from levels below its own, or beside it as listed."""
+"""The direction of imports: a module imports from its own folder or from those below it, and nothing in a circle."""
 
 import ast
+import graphlib
 import pathlib
+import subprocess
+import sys
 
 import pytest
 
 PACKAGE = pathlib.Path(__file__).parents[1] / "psa_jax"
-
-# Lower levels first; modules of one line may import those before them in the same line.
-ORDER = [
-    ["types", "components"],
-    ["data", "groups", "coupling", "blocked"],
-    ["model", "nets", "augment", "loop", "train", "crossfit", "score"],
-    [
-        "match.cost",
-        "match.neighbours",
-        "match.geometry",
-        "match.dual",
-        "match.solve",
-        "match.eot",
-        "match.distances",
-        "match.low_rank",
-        "match.gw",
-        "match.nearest",
-        "match.snn",
-        "match.assign",
-        "match",
-        "match.blockwise",
-    ],
-    ["metrics", "regression", "distributions", "wasserstein", "divergence"],
-    [
-        "layer",
-        "chain",
-        "shrink",
-        "extend",
-        "selection",
-        "sweep",
-        "predict",
-        "alignment",
-        "represent",
-        "pipeline",
-        "many",
-        "evaluation",
-        "diagnosis",
-        "diagnose",
-    ],
-    ["baselines", "datasets", "io", "plot", "cli"],
+LEVELS = [  # low to high; those of one level may not import each other, but for the modules at the top of the package
+    ["types", "arguments", "progress", "ahead"],
+    ["data"],
+    ["propensity", "coupling"],
+    ["match"],
+    ["metrics"],
+    ["judge"],
+    ["predict"],
+    ["align"],
+    ["baselines", "datasets", "io", "plot"],
+    ["cli"],
 ]
-RANK = {name: (level, place) for level, row in enumerate(ORDER) for place, name in enumerate(row)}
+LEVEL = {folder: level for level, row in enumerate(LEVELS) for folder in row}
+SOLVERS = {"match.descent", "match.dual", "match.geometry", "match.quadratic", "match.solve"}
 OPTIONAL = {"anndata", "mudata", "pandas", "matplotlib", "typer", "rich", "sklearn"}
-
-
-def modules():
-    return sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
+LATE = "import sys, psa_jax; print(*{'ott', 'scipy.optimize', 'scipy.stats'} & set(sys.modules))"
 
 
 def name_of(path):
@@ -60,48 +32,50 @@ def name_of(path):
     return ".".join(part for part in parts if part != "__init__")
 
 
-def rank_of(name):
-    while name not in RANK:
-        name = name.rpartition(".")[0]
-        assert name, "a module without a place in ORDER"
-    return RANK[name]
+PATHS = {name_of(path): path for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "__init__.py"}
 
 
-def imports(path):
-    for node in ast.walk(ast.parse(path.read_text())):
+def imported(nodes):
+    for node in nodes:
         if isinstance(node, ast.ImportFrom):
-            yield node.module or ""
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
         elif isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
 
 
-@pytest.mark.parametrize("path", modules(), ids=name_of)
-def test_imports_point_downward(path):
-    name = name_of(path)
-    for target in imports(path):
-        if not target.startswith("psa_jax."):
-            continue
+def modules_of(name):
+    """The modules of the package that one imports; a folder stands for its `__init__`."""
+    for target in imported(ast.walk(ast.parse(PATHS[name].read_text()))):
         target = target.removeprefix("psa_jax.")
-        if not (PACKAGE / target.replace(".", "/")).with_suffix(".py").exists() and target not in RANK:
-            continue
-        inside = target.split(".")[0] == name.split(".")[0] and rank_of(name) == rank_of(target)
-        assert inside or rank_of(target) < rank_of(name), f"{name} imports {target}"
+        yield from [part for part in (target, target.rpartition(".")[0]) if part in PATHS][:1]
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_imports_point_downward(name):
+    own = name.split(".")[0]
+    for target in modules_of(name):
+        other = target.split(".")[0]
+        inside = own == other or LEVEL[own] == LEVEL[other] == 0
+        assert inside or LEVEL[other] < LEVEL[own], f"{name} imports {target}"
+
+
+def test_nothing_is_imported_in_a_circle():
+    order = graphlib.TopologicalSorter({name: set(modules_of(name)) for name in PATHS}).static_order()
+    assert set(order) == set(PATHS)
+    assert {name.split(".")[0] for name in PATHS} == set(LEVEL)
 
 
 def test_only_the_solvers_import_ott():
-    users = {name_of(path) for path in modules() if any(t.split(".")[0] == "ott" for t in imports(path))}
-    assert users == {"match.dual", "match.geometry", "match.gw", "match.low_rank", "match.solve"}
+    found = {name: list(imported(ast.walk(ast.parse(path.read_text())))) for name, path in PATHS.items()}
+    assert {name for name, targets in found.items() if any(t.split(".")[0] == "ott" for t in targets)} == SOLVERS
 
 
-@pytest.mark.parametrize("path", modules(), ids=name_of)
-def test_optional_packages_are_imported_where_they_are_used(path):
-    tree = ast.parse(path.read_text())
-    top = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
-    names = {
-        name.split(".")[0]
-        for node in top
-        for name in ([node.module or ""] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names])
-    }
-    if not name_of(path).startswith("cli"):
-        assert not names & OPTIONAL
+def test_what_takes_long_is_imported_when_it_is_used():
+    out = subprocess.run([sys.executable, "-c", LATE], capture_output=True, text=True, check=True)
+    assert not out.stdout.split()
+
+
+@pytest.mark.parametrize("name", [name for name in PATHS if not name.startswith("cli")])
+def test_optional_packages_are_imported_where_they_are_used(name):
+    top = imported(ast.parse(PATHS[name].read_text()).body)
+    assert not {target.split(".")[0] for target in top} & OPTIONAL

@@ -21,3 +21,7 @@ from psa_jax.baselines.vae import vae
 from psa_jax.match import class_mean, known_pairs
 
 __all__ = ["cca", "class_mean", "contrastive", "known_pairs", "noise", "raw", "vae"]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

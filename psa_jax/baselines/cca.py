@@ -6,15 +6,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from psa_jax.arguments import checked
 from psa_jax.baselines.inputs import prepared, shared
 from psa_jax.baselines.raw import raw
-from psa_jax.data import Unpaired
+from psa_jax.data.samples import Unpaired
 from psa_jax.types import Array, Float, float_dtype
 
 MAX_DIM = 10
 MIN_SHRINKAGE = 1e-4
 
 
+@checked
 def cca(
     data: Unpaired, *, query: Unpaired | None = None, dim: int | None = None, shrinkage: Any = None
 ) -> tuple[Float[Array, "n d"], Float[Array, "m d"]]:
@@ -45,7 +47,7 @@ def cca(
             beyond the shared treatments less one or the features, or a shrinkage outside (0, 1].
 
     Example:
-        >>> from psa_jax.data import Modality
+        >>> from psa_jax.data.samples import Modality
         >>> x, t = jax.random.normal(jax.random.key(0), (60, 5)), jnp.arange(60) % 3
         >>> x = x + 3 * t[:, None].astype(x.dtype)
         >>> u, v = cca(Unpaired(Modality(x, t), Modality(-x[:40, :4], t[:40]), 3))

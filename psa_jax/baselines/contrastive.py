@@ -5,16 +5,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
+from psa_jax.arguments import checked
 from psa_jax.baselines.inputs import check_number, prepared
-from psa_jax.baselines.joint import BATCH_SIZE, check_finite, encoders, minimise_jointly, options
-from psa_jax.data import Unpaired
-from psa_jax.model import Model, logits
-from psa_jax.train import Options
+from psa_jax.baselines.joint import check_finite, encoders, minimise_jointly
+from psa_jax.data.samples import Unpaired
+from psa_jax.propensity.model import Model, logits
+from psa_jax.propensity.training import Training, check_training
 from psa_jax.types import Array, Float, Int, KeyArray, PyTree
 
 
+@checked
 def contrastive(
     key: KeyArray,
     data: Unpaired,
@@ -25,9 +26,7 @@ def contrastive(
     within: bool = False,
     model_a: Model | None = None,
     model_b: Model | None = None,
-    optimizer: optax.GradientTransformation | None = None,
-    epochs: int | None = None,
-    batch_size: int = BATCH_SIZE,
+    training: Training = Training(),
 ) -> tuple[Float[Array, "n d"], Float[Array, "m d"]]:
     """Group-contrastive embedding: an encoder for each modality, trained by `contrastive_loss` on treatments.
 
@@ -42,9 +41,7 @@ def contrastive(
         within: whether samples of the anchor's own modality are candidates too. Static.
         model_a: encoder with `dim` outputs; by default as in `align`. Static.
         model_b: the same for modality b.
-        optimizer: AdamW of rate 1e-3 and weight decay 1e-4 by default; see `fit`. Static.
-        epochs: passes over modality a; by default as many as make 2000 steps, at least 20 and at most 500. Static.
-        batch_size: of each modality, at most as many as modality a has. Static.
+        training: see `Training`; epochs are passes over modality a, and there is no patience. Static.
 
     Returns:
         `u [n, dim]` and `v [m, dim]`, float32 of unit norm.
@@ -54,11 +51,12 @@ def contrastive(
             of range, encoders with another number of outputs, training that diverges.
 
     Example:
-        >>> from psa_jax.data import Modality
-        >>> from psa_jax.nets import linear
+        >>> from psa_jax.data.samples import Modality
+        >>> from psa_jax.propensity.nets import linear
         >>> x, t = jax.random.normal(jax.random.key(0), (20, 3)), jnp.arange(20) % 2
         >>> data = Unpaired(Modality(x, t), Modality(x[:, :2], t), 2)
-        >>> u, v = contrastive(jax.random.key(1), data, dim=4, epochs=2, model_a=linear(4), model_b=linear(4))
+        >>> settings = {"model_a": linear(4), "model_b": linear(4), "training": Training(epochs=2)}
+        >>> u, v = contrastive(jax.random.key(1), data, dim=4, **settings)
         >>> u.shape, bool(jnp.allclose(jnp.linalg.norm(v, axis=1), 1))
         ((20, 4), True)
 
@@ -69,9 +67,9 @@ def contrastive(
     check_number("dim", dim, low=1)
     check_number("temperature", temperature, low=0, open_low=True)
     models = encoders(data, model_a, model_b, dim)
-    settings = options(data, optimizer, epochs, batch_size)
+    check_training(training, judged=False)
     scale = jnp.asarray(temperature, jnp.float32)
-    params = _train(key, data, scale, models=models, within=bool(within), options=settings)
+    params = _train(key, data, scale, models=models, within=bool(within), training=training)
     u, v = _embed(params, target.a.x, target.b.x, models=models)
     check_finite(u, v)
     return u, v
@@ -108,7 +106,7 @@ def contrastive_loss(
     return loss.sum() / jnp.maximum((count > 0).sum(), 1).astype(z.dtype)
 
 
-@functools.partial(jax.jit, static_argnames=("models", "within", "options"))
+@functools.partial(jax.jit, static_argnames=("models", "within", "training"))
 def _train(
     key: KeyArray,
     data: Unpaired,
@@ -116,7 +114,7 @@ def _train(
     *,
     models: tuple[Model, Model],
     within: bool,
-    options: Options,
+    training: Training,
 ) -> PyTree:
     (model_a, model_b), (a, b) = models, (data.a, data.b)
     key_a, key_b, key_loop = jax.random.split(key, 3)
@@ -130,7 +128,7 @@ def _train(
         side = jnp.repeat(jnp.arange(2), ids_a.size)
         return contrastive_loss(z, t, side, temperature.astype(z.dtype), within=within), {"a": after_a, "b": after_b}
 
-    return minimise_jointly(key_loop, {"a": model_a, "b": model_b}, params, (a.t.size, b.t.size), loss, options)
+    return minimise_jointly(key_loop, {"a": model_a, "b": model_b}, params, (a.t.size, b.t.size), loss, training)
 
 
 @functools.partial(jax.jit, static_argnames="models")

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from psa_jax.data import Unpaired, check_like, on_host
+from psa_jax.data.samples import Unpaired, check_like, on_host
 
 
 def prepared(data: Unpaired, query: Unpaired | None) -> tuple[Unpaired, Unpaired]:

@@ -5,16 +5,14 @@ from typing import Any
 
 import jax
 import numpy as np
-import optax
 
-from psa_jax.data import Unpaired
-from psa_jax.loop import minimise
-from psa_jax.model import Model
-from psa_jax.represent import default_epochs, default_model
-from psa_jax.train import ADAMW, Options, num_outputs
+from psa_jax.data.samples import Unpaired
+from psa_jax.propensity.fit import num_outputs
+from psa_jax.propensity.loop import minimise
+from psa_jax.propensity.model import Model
+from psa_jax.propensity.nets import default_model
+from psa_jax.propensity.training import Training
 from psa_jax.types import Array, KeyArray, PyTree
-
-BATCH_SIZE = 128
 
 
 def encoders(data: Unpaired, model_a: Model | None, model_b: Model | None, outputs: int) -> tuple[Model, Model]:
@@ -22,22 +20,11 @@ def encoders(data: Unpaired, model_a: Model | None, model_b: Model | None, outpu
     found = []
     for name, model in (("a", model_a), ("b", model_b)):
         x = getattr(data, name).x
-        model = model or default_model(name, x, outputs)
+        model = model or default_model(f"model_{name}", x, outputs)
         if (got := num_outputs(model, x.shape[1:], x.dtype)) != outputs:
             raise ValueError(f"model_{name}: expected {outputs} outputs, got {got}")
         found.append(model)
     return found[0], found[1]
-
-
-def options(
-    data: Unpaired, optimizer: optax.GradientTransformation | None, epochs: int | None, batch_size: int
-) -> Options:
-    """The static settings of training; epochs over modality a, by default as many as make about 2000 steps."""
-    for name, value in (("epochs", epochs), ("batch_size", batch_size)):
-        if value is not None and value < 1:
-            raise ValueError(f"{name}: expected at least 1, got {value}")
-    rounds = default_epochs(data.a.x, batch_size) if epochs is None else epochs
-    return Options(optimizer or ADAMW, rounds, batch_size, None, None)
 
 
 def minimise_jointly(
@@ -46,7 +33,7 @@ def minimise_jointly(
     params: dict[str, PyTree],
     sizes: tuple[int, int],
     loss: Callable[[Any, Array, Array, KeyArray], tuple[Array, Any]],
-    options: Options,
+    training: Training,
 ) -> PyTree:
     """The parameters that `minimise` finds for several networks and batches of both modalities.
 
@@ -57,7 +44,7 @@ def minimise_jointly(
         sizes: samples of modality a and of modality b.
         loss: `(params, ids_a [batch], ids_b [batch], key) -> (loss, params)`. An epoch goes through modality a in
             random order; of modality b it draws with replacement.
-        options: see `options`.
+        training: its epochs are over modality a.
     """
 
     def both(params: PyTree, ids: Array, key: KeyArray) -> tuple[Array, PyTree]:
@@ -72,9 +59,7 @@ def minimise_jointly(
         sizes[0],
         both,
         valid_loss=None,
-        optimizer=options.optimizer,
-        epochs=options.epochs,
-        batch_size=options.batch_size,
+        training=training.resolved(sizes[0], judged=False),
     ).params
 
 

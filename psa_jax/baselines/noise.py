@@ -2,11 +2,13 @@
 
 import jax
 
+from psa_jax.arguments import checked
 from psa_jax.baselines.inputs import prepared
-from psa_jax.data import Unpaired
+from psa_jax.data.samples import Unpaired
 from psa_jax.types import Array, Float, KeyArray
 
 
+@checked
 def noise(
     key: KeyArray, data: Unpaired, *, query: Unpaired | None = None, dim: int = 1
 ) -> tuple[Float[Array, "n d"], Float[Array, "m d"]]:
@@ -30,7 +32,7 @@ def noise(
 
     Example:
         >>> import jax.numpy as jnp
-        >>> from psa_jax.data import Modality
+        >>> from psa_jax.data.samples import Modality
         >>> data = Unpaired(*2 * [Modality(jnp.ones((4, 2)), jnp.arange(4) % 2)], 2)
         >>> u, v = noise(jax.random.key(0), data)
         >>> u.shape, bool((u == v).any())

@@ -2,12 +2,14 @@
 
 import jax
 
+from psa_jax.arguments import checked
 from psa_jax.baselines.inputs import prepared
-from psa_jax.data import Unpaired
-from psa_jax.nets import Standardize
+from psa_jax.data.samples import Unpaired
+from psa_jax.propensity.nets import Standardize
 from psa_jax.types import Array, Float, float_dtype
 
 
+@checked
 def raw(data: Unpaired, *, query: Unpaired | None = None) -> tuple[Float[Array, "n p"], Float[Array, "m q"]]:
     """Standardised features of both modalities, for matchers that need no common space (Gromov-Wasserstein).
 

@@ -7,12 +7,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from psa_jax.arguments import checked
 from psa_jax.baselines.inputs import check_number, prepared
-from psa_jax.baselines.joint import BATCH_SIZE, check_finite, encoders, minimise_jointly, options
-from psa_jax.data import Modality, Unpaired
-from psa_jax.model import Model, logits
-from psa_jax.nets import Standardize, linear, mlp
-from psa_jax.train import Options
+from psa_jax.baselines.joint import check_finite, encoders, minimise_jointly
+from psa_jax.data.samples import Modality, Unpaired
+from psa_jax.propensity.model import Model, logits
+from psa_jax.propensity.nets import Standardize, linear, mlp
+from psa_jax.propensity.training import Training, check_training
 from psa_jax.types import Array, Float, KeyArray, PyTree, pytree
 
 HIDDEN = 256
@@ -29,6 +30,7 @@ class Weights:
     adversarial: Array
 
 
+@checked
 def vae(
     key: KeyArray,
     data: Unpaired,
@@ -40,9 +42,7 @@ def vae(
     adversarial: Any = 1.0,
     model_a: Model | None = None,
     model_b: Model | None = None,
-    optimizer: optax.GradientTransformation | None = None,
-    epochs: int | None = None,
-    batch_size: int = BATCH_SIZE,
+    training: Training = Training(),
 ) -> tuple[Float[Array, "n d"], Float[Array, "m d"]]:
     """Latent means of two variational autoencoders that share their latent space.
 
@@ -70,9 +70,7 @@ def vae(
         model_a: encoder with `2 dim` outputs, means and then log variances; by default as in `align`. Decoders are
             perceptrons to flattened features. Static.
         model_b: the same for modality b.
-        optimizer: AdamW of rate 1e-3 and weight decay 1e-4 by default; see `fit`. Static.
-        epochs: passes over modality a; by default as many as make 2000 steps, at least 20 and at most 500. Static.
-        batch_size: of each modality, at most as many as modality a has. Static.
+        training: see `Training`; epochs are passes over modality a, and there is no patience. Static.
 
     Returns:
         Means `u [n, dim]` and `v [m, dim]` of the latents (no samples), float32.
@@ -82,10 +80,11 @@ def vae(
             of range, encoders with another number of outputs, training that diverges.
 
     Example:
-        >>> from psa_jax.data import Modality
+        >>> from psa_jax.data.samples import Modality
         >>> x, t = jax.random.normal(jax.random.key(0), (20, 3)), jnp.arange(20) % 2
         >>> data = Unpaired(Modality(x, t), Modality(x[:, :2], t), 2)
-        >>> u, v = vae(jax.random.key(1), data, dim=2, epochs=2, model_a=linear(4), model_b=linear(4))
+        >>> settings = {"model_a": linear(4), "model_b": linear(4), "training": Training(epochs=2)}
+        >>> u, v = vae(jax.random.key(1), data, dim=2, **settings)
         >>> u.shape, v.shape
         ((20, 2), (20, 2))
 
@@ -99,17 +98,17 @@ def vae(
     for name, value in weights.items():
         check_number(name, value, low=0)
     models = encoders(data, model_a, model_b, 2 * dim)
-    settings = options(data, optimizer, epochs, batch_size)
+    check_training(training, judged=False)
     terms = Weights(*(jnp.asarray(value, jnp.float32) for value in weights.values()))
-    params = _train(key, data, terms, models=models, dim=dim, options=settings)
+    params = _train(key, data, terms, models=models, dim=dim, training=training)
     u, v = _means(params, target.a.x, target.b.x, models=models, dim=dim)
     check_finite(u, v)
     return u, v
 
 
-@functools.partial(jax.jit, static_argnames=("models", "dim", "options"))
+@functools.partial(jax.jit, static_argnames=("models", "dim", "training"))
 def _train(
-    key: KeyArray, data: Unpaired, weights: Weights, *, models: tuple[Model, Model], dim: int, options: Options
+    key: KeyArray, data: Unpaired, weights: Weights, *, models: tuple[Model, Model], dim: int, training: Training
 ) -> PyTree:
     targets = {"a": _targets(data.a.x), "b": _targets(data.b.x)}
     balance_a, balance_b = _balance(data)
@@ -149,7 +148,7 @@ def _train(
         told *= jnp.concatenate([balance_a[t_a], balance_b[t_b]])
         return (loss_a + loss_b) / 2 + weights.classification * named.mean() + told.mean(), params
 
-    return minimise_jointly(key_loop, nets, params, (data.a.t.size, data.b.t.size), loss, options)
+    return minimise_jointly(key_loop, nets, params, (data.a.t.size, data.b.t.size), loss, training)
 
 
 @functools.partial(jax.jit, static_argnames=("models", "dim"))

@@ -1,4 +1,4 @@
-"""The command line, `psa-jax`; needs `pip install psa-jax[cli]`."""
+"""The command line, `psa-jax`; needs typer and rich."""
 
 import sys
 
@@ -10,5 +10,5 @@ def main() -> None:
     except ImportError as error:
         if error.name not in ("typer", "rich"):
             raise
-        sys.exit("psa-jax needs typer and rich: pip install psa-jax[cli]")
+        sys.exit("psa-jax needs typer and rich: pip install typer rich")
     app()

@@ -10,24 +10,20 @@ import jax
 import numpy as np
 
 from psa_jax import datasets, io
-from psa_jax.alignment import Alignment
-from psa_jax.augment import translation
+from psa_jax.align.alignment import Alignment
+from psa_jax.align.evaluate import evaluate
+from psa_jax.align.pipeline import align
 from psa_jax.cli.output import write_report
 from psa_jax.cli.results import finish_demo, judge, metric_rows, note_clipped, status_line, verdict, write, write_cells
 from psa_jax.cli.show import Show, metrics_table, treatments_table
-from psa_jax.coupling import Coupling
-from psa_jax.datasets.balls import LEVELS
-from psa_jax.evaluation import evaluate
+from psa_jax.coupling.coupling import Coupling
 from psa_jax.match import assignment, known_pairs, nearest, relative, sinkhorn, snn
-from psa_jax.nets import conv
-from psa_jax.pipeline import align
-from psa_jax.represent import default_epochs
-from psa_jax.train import BATCH_SIZE
+from psa_jax.propensity import Learner, Training, conv
+from psa_jax.propensity.augment import translation
 
 BALLS_SIZE, PICTURE_SIZE = 32, 96
 BALLS_WIDTHS = (32, 64, 128)
 BALLS_SHIFT = 0.08
-FOLDS = 5
 LATENTS = ("x1", "y1", "x2", "y2")
 MATCHERS = {"sinkhorn": "PS+OT", "snn": "PS+SNN", "nearest": "PS+nearest", "assignment": "PS+assignment"}
 
@@ -40,28 +36,19 @@ def balls(folder: Path, show: Show, *, seed: int, num_samples: int, epochs: int)
         train, _ = datasets.balls(key_train, num_samples, BALLS_SIZE)
         query, truth = datasets.balls(key_query, num_query, BALLS_SIZE)
         jax.block_until_ready((train, query))
-    names = tuple(f"{latent} = {level}" for latent in LATENTS for level in LEVELS)
-    model = conv(BALLS_WIDTHS, train.num_treatments)
-
-    def work(on_epoch: Any) -> Alignment:
-        return align(
-            key_align,
-            train,
-            query=query,
-            model_a=model,
-            model_b=model,
-            augment_a=translation(BALLS_SHIFT),
-            augment_b=translation(BALLS_SHIFT),
-            epochs=epochs,
-            on_epoch=on_epoch,
+    learner = Learner(
+        model=conv(BALLS_WIDTHS, train.num_treatments),
+        augment=translation(BALLS_SHIFT),
+        training=Training(epochs=epochs),
+    )
+    with show.noting():
+        alignment = show.aligning(
+            lambda tell: align(key_align, train, query=query, a=learner, b=learner, progress=tell)
         )
-
-    with show.noting(names):
-        alignment = show.training(2, epochs, work)
 
     def pictures(plot: Any, save: Callable[[str, Any], None]) -> None:
         sharp, _ = datasets.balls(key_query, num_query, PICTURE_SIZE)  # the same scenes
-        titles = [names[code] for code in np.asarray(query.a.t)]
+        titles = [query.names[code] for code in np.asarray(query.a.t)] if query.names else None
         images = sharp.a.x, sharp.b.x
         axes = plot.matched_pairs(*images, alignment.coupling, key_rest, truth=truth, titles=titles)
         save("matched_pairs.png", axes)
@@ -69,7 +56,7 @@ def balls(folder: Path, show: Show, *, seed: int, num_samples: int, epochs: int)
 
     settings = {"data": "balls", "num_samples": num_samples, "num_query": num_query, "image_size": BALLS_SIZE}
     settings |= {"widths": BALLS_WIDTHS, "augment": f"translation({BALLS_SHIFT})", "epochs": epochs, "seed": seed}
-    finish_demo(folder, show, key_rest, alignment, truth, query, names, settings, pictures)
+    finish_demo(folder, show, key_rest, alignment, truth, query, settings, pictures)
 
 
 def digits(folder: Path, show: Show, *, seed: int, epochs: int | None) -> None:
@@ -77,20 +64,17 @@ def digits(folder: Path, show: Show, *, seed: int, epochs: int | None) -> None:
     key_data, key_align, key_rest = jax.random.split(jax.random.key(seed), 3)
     with show.stage("data", "1797 handwritten digits, left and right halves"):
         data, truth = datasets.digits(key_data)
-    names = tuple(map(str, range(data.num_treatments)))
-    rounds = epochs or default_epochs(data.a.x, BATCH_SIZE)
-    with show.noting(names):
-        alignment = show.training(
-            2 * FOLDS, rounds, lambda bar: align(key_align, data, epochs=rounds, folds=FOLDS, on_epoch=bar)
-        )
+    learner = Learner(training=Training(epochs=epochs))
+    with show.noting():
+        alignment = show.aligning(lambda tell: align(key_align, data, a=learner, b=learner, progress=tell))
 
     def pictures(plot: Any, save: Callable[[str, Any], None]) -> None:
         images = (x.reshape(-1, 8, 4) for x in (data.a.x, data.b.x))
         axes = plot.matched_pairs(*images, alignment.coupling, key_rest, truth=truth, joined=True)
         save("matched_pairs.png", axes)
 
-    settings = {"data": "digits", "epochs": rounds, "folds": FOLDS, "seed": seed}
-    finish_demo(folder, show, key_rest, alignment, truth, data, names, settings, pictures)
+    settings = {"data": "digits", "folds": learner.folds, "seed": seed} | _epochs(alignment)
+    finish_demo(folder, show, key_rest, alignment, truth, data, settings, pictures)
 
 
 def cells(
@@ -121,7 +105,7 @@ def cells(
             drop_unlabelled=drop_unlabelled,
         )
         loaded = io.shuffle(key_shuffle, loaded)
-    data, names = loaded.data, loaded.treatments
+    data = loaded.data
     pairs = int((np.asarray(loaded.truth.pair) >= 0).sum())
     for name, n, features, x, dropped in zip(
         loaded.modalities,
@@ -139,16 +123,12 @@ def cells(
             f"  {pairs} cells are in both modalities. They are aligned as if that were unknown (in random order);\n"
             "  who is who is used only to measure the result."
         )
-    rounds = epochs or max(default_epochs(side.x, BATCH_SIZE) for side in (data.a, data.b))
-    with show.noting(names):
-        alignment = show.training(
-            2 * FOLDS * members,
-            rounds,
-            lambda bar: align(
-                key_align, data, matcher=matcher, epochs=rounds, folds=FOLDS, members=members, on_epoch=bar
-            ),
+    learner = Learner(training=Training(epochs=epochs), members=members)
+    with show.noting():
+        alignment = show.aligning(
+            lambda tell: align(key_align, data, a=learner, b=learner, matcher=matcher, progress=tell)
         )
-    note_clipped(show, alignment, names, settings["k"])
+    note_clipped(show, alignment, settings["k"])
     label = MATCHERS[matcher_name]
     with show.stage("evaluation", "evaluation"):
         reports = {label: evaluate(key_rest, alignment, loaded.truth, data)}
@@ -156,11 +136,12 @@ def cells(
             reports["true pairs"] = judge(
                 key_rest, alignment, known_pairs(loaded.truth.pair, len(loaded.cells_b)), loaded.truth, data
             )
-    report = write(folder, show, alignment, reports, label, names, lambda plot, save: None)
+    report = write(folder, show, alignment, reports, label, lambda plot, save: None)
     states = io.status(alignment)
     write_cells(folder / "cells.csv", alignment, loaded, treatment, states)
     common = {"file": str(file), "treatment": treatment, "modalities": loaded.modalities, "matcher": matcher_name}
-    common |= settings | {"epochs": rounds, "folds": FOLDS, "members": members, "num_components": num_components}
+    common |= settings | {"folds": learner.folds, "members": members, "num_components": num_components}
+    common |= _epochs(alignment)
     show.console.print(treatments_table(report["treatments"], loaded.modalities))
     show.say(status_line(states))
     if pairs:
@@ -178,6 +159,12 @@ def cells(
             **report,
         },
     )
+
+
+def _epochs(alignment: Alignment) -> dict[str, int]:
+    """The most epochs of each modality's training, as they were chosen."""
+    sides = {"a": alignment.fitted_a, "b": alignment.fitted_b}
+    return {f"epochs_{side}": fitted.history.train_loss.shape[-1] for side, fitted in sides.items()}
 
 
 def make_matcher(name: str, eps: float | None, relative_eps: float | None, k: int | None) -> Callable[..., Coupling]:
@@ -212,7 +199,7 @@ def _open(file: Path) -> Any:
         import anndata
         import mudata
     except ImportError as error:
-        raise ImportError(f"{file.suffix} files need anndata and mudata: pip install psa-jax[bio]") from error
+        raise ImportError(f"{file.suffix} files need anndata and mudata: pip install anndata mudata") from error
     try:
         with warnings.catch_warnings():
             for category in (DeprecationWarning, FutureWarning):  # of these packages, about each other

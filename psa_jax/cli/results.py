@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 
 from psa_jax import io
-from psa_jax.alignment import Alignment
+from psa_jax.align.alignment import Alignment
+from psa_jax.align.evaluate import evaluate
 from psa_jax.cli.output import write_report, write_table
 from psa_jax.cli.show import Show, metrics_table
-from psa_jax.data import Truth, Unpaired
-from psa_jax.evaluation import evaluate
+from psa_jax.data.labels import listed
+from psa_jax.data.samples import Truth, Unpaired
 from psa_jax.match import known_pairs, snn
 from psa_jax.match.blockwise import blockwise
 from psa_jax.types import KeyArray
@@ -43,19 +44,18 @@ def finish_demo(
     alignment: Alignment,
     truth: Truth,
     data: Unpaired,
-    names: tuple[str, ...],
     settings: dict[str, Any],
     pictures: Callable[..., None],
 ) -> None:
     """Measures the other ways of matching too, then writes and tells."""
-    with show.stage("evaluation", "evaluation"), show.noting(names):
+    with show.stage("evaluation", "evaluation"), show.noting():
         shared = blockwise(snn)(alignment.scores_a, alignment.scores_b, alignment.groups)
         reports = {
             "PS+SNN": judge(key, alignment, shared, truth, data),
             "PS+OT": evaluate(key, alignment, truth, data),
             "true pairs": judge(key, alignment, known_pairs(truth.pair, data.b.t.shape[0]), truth, data),
         }
-    report = write(folder, show, alignment, reports, "PS+OT", names, pictures)
+    report = write(folder, show, alignment, reports, "PS+OT", pictures)
     show.console.print(metrics_table(metric_rows(reports, "PS+OT")))
     show.say(verdict(reports["PS+OT"], "PS+OT"))
     show.print_notes()
@@ -68,16 +68,15 @@ def write(
     alignment: Alignment,
     reports: Reports,
     label: str,
-    names: tuple[str, ...],
     pictures: Callable[..., None],
 ) -> dict[str, Any]:
     """Writes coupling and pictures; returns what every report holds."""
     with show.stage("coupling", "coupling"):
         io.save_coupling(folder / "coupling.npz", alignment.coupling)
-    _draw(folder, show, alignment, reports[label], names, pictures)
+    _draw(folder, show, alignment, reports[label], pictures)
     return {
         "metrics": metric_rows(reports, label),
-        "treatments": _treatments(alignment, reports[label], names),
+        "treatments": _treatments(alignment, reports[label]),
         "details": reports,
         "notes": show.notes,
         "timings_s": {"compilation_included": True, **show.timings},
@@ -89,13 +88,12 @@ def _draw(
     show: Show,
     alignment: Alignment,
     report: dict[str, Any],
-    names: tuple[str, ...],
     pictures: Callable[..., None],
 ) -> None:
     try:
         import matplotlib
     except ImportError:
-        show.note("no pictures were drawn: they need pip install psa-jax[plot]")
+        show.note("no pictures were drawn: they need pip install matplotlib")
         return
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
@@ -110,7 +108,7 @@ def _draw(
     with show.stage("pictures", "pictures"):
         pictures(plot, save)
         if report["metrics"]["trace"]["micro"] is not None:
-            save("trace_by_treatment.png", plot.trace_by_treatment(report, names))
+            save("trace_by_treatment.png", plot.trace_by_treatment(report))
         _, axes = plt.subplots(1, 2, figsize=(8, 4.4), layout="constrained")
         plot.calibration(alignment.calibration_a, "modality a", ax=axes[0])
         plot.calibration(alignment.calibration_b, "modality b", ax=axes[1])
@@ -147,9 +145,10 @@ def metric_rows(reports: Reports, label: str) -> dict[str, dict[str, float | Non
     return rows | {name: read(report, "micro") for name, report in reports.items()}
 
 
-def _treatments(alignment: Alignment, report: dict[str, Any], names: tuple[str, ...]) -> list[dict[str, Any]]:
+def _treatments(alignment: Alignment, report: dict[str, Any]) -> list[dict[str, Any]]:
     """One entry for each treatment, largest first."""
     solver, found = report["treatments"], report["metrics"]["trace"]["by_treatment"]
+    names = alignment.names or tuple(map(str, range(alignment.groups.num_treatments)))
     entries = [
         {
             "name": name,
@@ -182,7 +181,7 @@ def verdict(report: dict[str, Any], label: str) -> str:
     )
 
 
-def note_clipped(show: Show, alignment: Alignment, names: tuple[str, ...], k: int | None) -> None:
+def note_clipped(show: Show, alignment: Alignment, k: int | None) -> None:
     """Notes the treatments that have fewer samples than `k` neighbours."""
     details = alignment.coupling.info.details
     used = [np.asarray(details[name]) for name in ("k", "k_rows", "k_cols") if name in details]
@@ -191,5 +190,5 @@ def note_clipped(show: Show, alignment: Alignment, names: tuple[str, ...], k: in
     matched = (np.asarray(alignment.groups.sizes_a) > 0) & (np.asarray(alignment.groups.sizes_b) > 0)
     clipped = np.flatnonzero(matched & (np.min(used, axis=0) < k))
     if clipped.size:
-        listed = ", ".join(names[t] for t in clipped[:10]) + (" and more" if clipped.size > 10 else "")
-        show.note(f"{clipped.size} treatments have fewer than {k} samples on a side; all of them were used: {listed}")
+        told = listed(clipped, alignment.names)
+        show.note(f"{clipped.size} treatments have fewer than {k} samples on a side; all of them were used: {told}")

@@ -1,11 +1,9 @@
 """What the user sees: stages, progress, notes and tables."""
 
 import contextlib
-import re
-import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,10 +11,10 @@ import jax
 from rich import box
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from psa_jax.alignment import AlignmentWarning
+from psa_jax.align.alignment import AlignmentWarning
+from psa_jax.progress import Bar, Step
 
 _T = TypeVar("_T")
 
@@ -43,34 +41,25 @@ class Show:
             self._live.stop()
         self._finished(name, text, start)
 
-    def training(self, runs: int, epochs: int, work: Callable[[Callable[[Any, Any, Any], None]], _T]) -> _T:
-        """Shows a bar over the epochs of `runs` classifiers while `work(on_epoch)` runs.
+    def aligning(self, work: Callable[[Callable[[Step], None]], _T]) -> _T:
+        """Shows a bar while `work(tell)` runs, where `tell` is the `progress` of `align`.
 
-        Its time is split in two: up to the last epoch, and the rest, which is matching.
+        Its time is split in two: the classifiers, and the rest, which is scores and matching.
         """
-        text = "classifiers"
-        progress = Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("epochs"),
-            TimeElapsedColumn(),
-            TextColumn("{task.fields[loss]}"),
-            console=self.console,
-            transient=True,
-            disable=not self.console.is_terminal,
-        )
-        bar = EpochBar(progress, runs, epochs)
-        self._live = progress
-        start = time.perf_counter()
-        with progress:
-            result = work(bar)
+        start = end = time.perf_counter()
+
+        def tell(step: Step) -> None:
+            nonlocal end
+            if step.stage == "classifiers":
+                end = time.perf_counter()
+            bar(step)
+
+        with Bar(self.console) as bar:
+            self._live = bar
+            result = work(tell)
             jax.block_until_ready(result)
-        end = time.perf_counter()
-        middle = min(max(bar.last, start), end)
-        self._line("classifiers", text, middle - start)
-        self._line("scores_and_matching", "scores and matching", end - middle)
+        self._line("classifiers", "classifiers", end - start)
+        self._line("scores_and_matching", "scores and matching", time.perf_counter() - end)
         return result
 
     def _finished(self, name: str, text: str, start: float) -> None:
@@ -85,14 +74,14 @@ class Show:
         self.notes.append(text)
 
     @contextlib.contextmanager
-    def noting(self, names: Sequence[str]) -> Iterator[None]:
-        """Turns alignment warnings into notes, with the names of treatments instead of their codes."""
+    def noting(self) -> Iterator[None]:
+        """Turns alignment warnings into notes."""
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", AlignmentWarning)
             yield
         for warning in caught:
             if issubclass(warning.category, AlignmentWarning):
-                self.note(with_names(str(warning.message), names))
+                self.note(str(warning.message))
             else:
                 warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
 
@@ -116,46 +105,6 @@ class Show:
             self._live = None
         if message is not None:
             self.errors.print(f"[red]{escape(message)}[/red]")
-
-
-class EpochBar:
-    """The callback of `fit`: counts the epochs of several classifiers, whether they run in turn or side by side.
-
-    A classifier that starts moves the bar to where it would be had those before not stopped early.
-    """
-
-    def __init__(self, progress: Progress, runs: int, epochs: int) -> None:
-        self.last = 0.0
-        self._progress, self._epochs = progress, epochs
-        self._done, self._before = 0, -1
-        self._lock = threading.Lock()
-        self._task = progress.add_task("classifiers", total=runs * epochs, loss="compiling")
-
-    def __call__(self, epoch: Any, train_loss: Any, valid_loss: Any) -> None:
-        """Called on the host after every epoch of every classifier."""
-        with self._lock:
-            epoch = int(epoch)
-            if epoch == 0 and self._before > 0:
-                self._done = -(-self._done // self._epochs) * self._epochs
-            self._before = epoch
-            self._done += 1
-            self.last = time.perf_counter()
-            loss = f"[dim]held-out loss {float(valid_loss):.3f}[/dim]"
-            self._progress.update(self._task, completed=self._done, loss=loss)
-
-
-def with_names(text: str, names: Sequence[str]) -> str:
-    """Replaces the codes in "treatments 0, 3" by names.
-
-    Example:
-        >>> with_names("did not converge within treatments 0, 2 (see info)", ["x", "y", "z"])
-        'did not converge within treatments x, z (see info)'
-    """
-
-    def replace(found: re.Match[str]) -> str:
-        return "treatments " + ", ".join(names[int(code)] for code in found[1].split(", "))
-
-    return re.sub(r"treatments (\d+(?:, \d+)*)", replace, text)
 
 
 def metrics_table(rows: dict[str, dict[str, float | None]]) -> Table:

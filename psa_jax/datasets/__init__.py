@@ -11,8 +11,10 @@ from psa_jax.datasets.balls import balls, balls_latents, render_balls, render_sq
 from psa_jax.datasets.cite_seq import cite_seq, cite_seq_cell_types
 from psa_jax.datasets.digits import digits
 from psa_jax.datasets.perturbation_screen import perturbation_screen
+from psa_jax.datasets.screen_law import ScreenLaw
 
 __all__ = [
+    "ScreenLaw",
     "balls",
     "balls_latents",
     "cite_seq",
@@ -22,3 +24,7 @@ __all__ = [
     "render_balls",
     "render_squares",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -8,11 +8,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from psa_jax.data import Modality, Truth, Unpaired
+from psa_jax.arguments import checked
+from psa_jax.data.samples import Modality, Truth, Unpaired
 from psa_jax.types import Array, Float, Int, KeyArray, take
 
 NUM_TREATMENTS = 12
 LEVELS = (0.25, 0.5, 0.75)
+NAMES = tuple(f"{latent} = {level}" for latent in ("x1", "y1", "x2", "y2") for level in LEVELS)
 MIN_IMAGE_SIZE = 8
 NUM_DISCS = 25
 DISC_RADIUS = 0.3
@@ -34,6 +36,7 @@ class _View(NamedTuple):
     cover: Callable[[Array, int], Array]
 
 
+@checked
 def balls(key: KeyArray, num_samples: int = 4000, image_size: int = 128) -> tuple[Unpaired, Truth]:
     """Draws two views of interventions on the positions of two balls.
 
@@ -74,9 +77,10 @@ def balls(key: KeyArray, num_samples: int = 4000, image_size: int = 128) -> tupl
     order = jax.random.permutation(key_order, num_samples)
     a = Modality(render_balls(key_a, z, image_size), t)
     b = Modality(render_squares(key_b, z[order], image_size), t[order])
-    return Unpaired(a, b, NUM_TREATMENTS), Truth(jnp.argsort(order).astype(jnp.int32), z, z[order])
+    return Unpaired(a, b, NUM_TREATMENTS, NAMES), Truth(jnp.argsort(order).astype(jnp.int32), z, z[order])
 
 
+@checked
 @jax.jit
 def balls_latents(key: KeyArray, t: Int[Array, " n"]) -> Float[Array, "n 4"]:
     """Draws the positions of both balls under the intervention of each sample.
@@ -117,6 +121,7 @@ def balls_latents(key: KeyArray, t: Int[Array, " n"]) -> Float[Array, "n 4"]:
     return jnp.concatenate([one, two], axis=1)
 
 
+@checked
 def render_balls(
     key: KeyArray, z: Float[Array, "n 4"], image_size: int = 128, *, chunk: int = CHUNK
 ) -> Float[Array, "n size size 3"]:
@@ -149,6 +154,7 @@ def render_balls(
     return _render(_VIEW_A, key, z, image_size, chunk)
 
 
+@checked
 def render_squares(
     key: KeyArray, z: Float[Array, "n 4"], image_size: int = 128, *, chunk: int = CHUNK
 ) -> Float[Array, "n size size 3"]:

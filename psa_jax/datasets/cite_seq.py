@@ -8,12 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import sparse
 
-from psa_jax.components import principal_components
-from psa_jax.data import Modality, Truth, Unpaired
+from psa_jax.arguments import checked
+from psa_jax.data.components import principal_components
+from psa_jax.data.samples import Modality, Truth, Unpaired
 
 ORDER_SEED = 194122
 
 
+@checked
 def cite_seq(
     path: str | PathLike[str], *, num_components: int = 50, split: str | None = None
 ) -> tuple[Unpaired, Truth]:
@@ -82,9 +84,10 @@ def cite_seq(
     t = t[rows]
     a = Modality(jnp.asarray(expression, jnp.float32), jnp.asarray(t, jnp.int32))
     b = Modality(jnp.asarray(proteins[source], jnp.float32), jnp.asarray(t[source], jnp.int32))
-    return Unpaired(a, b, len(names)), Truth(jnp.asarray(pair, jnp.int32))
+    return Unpaired(a, b, len(names), names), Truth(jnp.asarray(pair, jnp.int32))
 
 
+@checked
 def cite_seq_cell_types(path: str | PathLike[str]) -> tuple[str, ...]:
     """Names the treatment codes of `cite_seq`: the cell types of the whole file, sorted. Reads no expression.
 
@@ -122,7 +125,7 @@ def _read(path: str | PathLike[str], backed: Any = None) -> Any:
     try:
         import anndata
     except ImportError as error:
-        raise ImportError("cite_seq needs anndata: pip install psa-jax[bio]") from error
+        raise ImportError("cite_seq needs anndata: pip install anndata mudata") from error
     return anndata.read_h5ad(path, backed=backed)
 
 

@@ -5,10 +5,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from psa_jax.data import Modality, Truth, Unpaired
+from psa_jax.arguments import checked
+from psa_jax.data.samples import Modality, Truth, Unpaired
 from psa_jax.types import KeyArray
 
 
+@checked
 def digits(key: KeyArray) -> tuple[Unpaired, Truth]:
     """Splits scikit-learn's handwritten digits into a left and a right half.
 
@@ -35,12 +37,12 @@ def digits(key: KeyArray) -> tuple[Unpaired, Truth]:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise ImportError("digits needs scikit-learn: pip install psa-jax[data]") from error
+        raise ImportError("digits needs scikit-learn: pip install scikit-learn") from error
     source: Any = load_digits()
     images = jnp.asarray(source.images / 16, jnp.float32)
     t = jnp.asarray(source.target, jnp.int32)
     n = t.shape[0]
     order = jax.random.permutation(key, n)
     left, right = images[:, :, :4].reshape(n, -1), images[:, :, 4:].reshape(n, -1)
-    data = Unpaired(Modality(left, t), Modality(right[order], t[order]), 10)
+    data = Unpaired(Modality(left, t), Modality(right[order], t[order]), 10, tuple(map(str, range(10))))
     return data, Truth(jnp.argsort(order).astype(jnp.int32))

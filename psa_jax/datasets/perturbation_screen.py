@@ -8,14 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from psa_jax.data import Modality, Truth, Unpaired
+from psa_jax.arguments import checked
+from psa_jax.data.samples import Modality, Truth, Unpaired
+from psa_jax.datasets.screen_law import ScreenLaw, check
 from psa_jax.types import Array, KeyArray
 
 HIDDEN = 64
 LIBRARY_SPREAD = 0.3
-MAX_DISPERSION = 10.0
 MIN_DISPERSION = 1e-9  # of a float32 factor that is 1 up to rounding
-MAX_STRENGTH = 1e6
 _SCREEN = 240401595  # keeps the key of a screen apart from what a caller derives from `jax.random.key(screen)`
 
 
@@ -43,19 +43,20 @@ class _Screen(NamedTuple):
 
 
 class _Strengths(NamedTuple):
-    """The traced settings: numbers as given, float32 scalars once they are checked."""
+    """The traced part of a law, float32 scalars."""
 
-    effect: float | Array
-    response: float | Array
-    heterogeneity: float | Array
-    private: float | Array
-    private_effect: float | Array
-    batch_effect: float | Array
-    noise: float | Array
-    dispersion: float | Array
-    depth: float | Array
+    effect: Array
+    response: Array
+    heterogeneity: Array
+    private: Array
+    private_effect: Array
+    batch_effect: Array
+    noise: Array
+    dispersion: Array
+    depth: Array
 
 
+@checked
 def perturbation_screen(
     key: KeyArray,
     *,
@@ -65,18 +66,7 @@ def perturbation_screen(
     num_genes: int = 200,
     num_features: int = 64,
     num_latents: int = 4,
-    effect: float = 2.5,
-    response: float = 0.6,
-    heterogeneity: float = 1.0,
-    private: float = 1.0,
-    private_effect: float = 0.0,
-    batches: int = 3,
-    batch_effect: float = 0.3,
-    noise: float = 0.4,
-    dispersion: float = 0.5,
-    depth: float = 1000.0,
-    control_factor: float = 4.0,
-    size_spread: float = 0.4,
+    law: ScreenLaw = ScreenLaw(),
     unpaired: float = 0.0,
     missing_a: int = 0,
     missing_b: int = 0,
@@ -93,9 +83,9 @@ def perturbation_screen(
         drive = W' z + private V' w + offset.
 
     Treatment 0 is the control: `B[0] = C[0] = 0`. R is the share of the effect that a cell realises; its mean
-    is `response`. The rows of L have unit length; it is the identity plus as much noise. Other weights are
-    standard normal, those of the drive and of the batches the modality's own, W and V divided by
-    `sqrt(num_latents)`. Modality a has genes g with negative binomial counts,
+    is `response`; all strengths are those of `law`. The rows of L have unit length; it is the identity plus as much
+    noise. Other weights are standard normal, those of the drive and of the batches the modality's own, W and V divided
+    by `sqrt(num_latents)`. Modality a has genes g with negative binomial counts,
 
         rate[g] = l softmax(drive + batch_effect S[batch])[g],    l = depth exp(s e - s^2 / 2), s = 0.3,
         count[g] ~ Poisson(rate[g] G[g]),    G ~ Gamma with mean 1 and variance dispersion,
@@ -119,26 +109,13 @@ def perturbation_screen(
         num_genes: features of modality a, at least 2.
         num_features: features of modality b.
         num_latents: length of z and of each w.
-        effect: strength of the treatments' effects on z.
-        response: mean share of its treatment's effect that a cell realises, in (0, 1]; 1 is all of it in every cell.
-        heterogeneity: standard deviation of each latent within a treatment, apart from the response.
-        private: strength of the private states.
-        private_effect: strength of the treatments' effects on the private states.
-        batches: the number of batches of each modality.
-        batch_effect: strength of the batches.
-        noise: standard deviation of the noise of modality b.
-        dispersion: of the counts, in [0, 10]; 0 makes them Poisson.
-        depth: mean sum of a cell's counts, in (0, 10^6].
-        control_factor: how many times as many cells the control has as the mean of the others, above 0.
-        size_spread: standard deviation of the log sizes of the other treatments.
+        law: strengths of what acts on cells, batches, sizes of treatments; see `ScreenLaw`.
         unpaired: share of cells, in [0, 1), that only one modality measures, in every treatment as nearly as whole
             cells allow; one cell is always measured by both. The screen draws, for each treatment, which part of
             them modality a measures.
         missing_a: how many treatments modality a lacks; never the control.
         missing_b: the same for modality b, other treatments.
         counts: return the counts of modality a as they are, instead of `log(1 + depth count / sum of counts)`.
-
-    Strengths and standard deviations are in [0, 10^6].
 
     Returns:
         `a.x` `[n_a, num_genes]` and `b.x` `[n_b, num_features]`, float32, rows in unrelated random orders, and
@@ -167,26 +144,18 @@ def perturbation_screen(
         ("num_genes", num_genes, 2),
         ("num_features", num_features, 1),
         ("num_latents", num_latents, 1),
-        ("batches", batches, 1),
         ("missing_a", missing_a, 0),
         ("missing_b", missing_b, 0),
     ):
-        _check(name, value, isinstance(value, int | np.integer) and value >= least, f"an integer, at least {least}")
-    _check("screen", screen, isinstance(screen, int | np.integer) and 0 <= screen < 2**31, "an integer in [0, 2^31)")
+        check(name, value, isinstance(value, int | np.integer) and value >= least, f"an integer, at least {least}")
+    check("screen", screen, isinstance(screen, int | np.integer) and 0 <= screen < 2**31, "an integer in [0, 2^31)")
     missing, most = missing_a + missing_b, num_treatments - 2
-    _check("missing_a + missing_b", missing, missing <= most, f"at most {most}, so that two treatments are shared")
-    given = _Strengths(effect, response, heterogeneity, private, private_effect, batch_effect, noise, dispersion, depth)
-    for name, value in (*given._asdict().items(), ("size_spread", size_spread)):
-        _check(name, value, 0 <= value <= MAX_STRENGTH, "a number in [0, 10^6]")
-    _check("response", response, 0 < response <= 1, "a number in (0, 1]")
-    _check("dispersion", dispersion, dispersion <= MAX_DISPERSION, "a number in [0, 10]")
-    _check("depth", depth, depth > 0, "a number in (0, 10^6]")
-    _check("control_factor", control_factor, 0 < control_factor <= MAX_STRENGTH, "a number in (0, 10^6]")
-    _check("unpaired", unpaired, 0 <= unpaired < 1, "a number in [0, 1)")
-    s = _Strengths(*(jnp.float32(value) for value in given))
+    check("missing_a + missing_b", missing, missing <= most, f"at most {most}, so that two treatments are shared")
+    check("unpaired", unpaired, 0 <= unpaired < 1, "a number in [0, 1)")
+    s = _Strengths(*(jnp.float32(getattr(law, name)) for name in _Strengths._fields))
 
-    law = _draw_screen(jax.random.key(screen), num_treatments, num_genes, num_features, num_latents, batches)
-    t, in_a, in_b = _plan(law, num_samples, control_factor, size_spread, unpaired, missing_a, missing_b)
+    drawn = _draw_screen(jax.random.key(screen), num_treatments, num_genes, num_features, num_latents, law.batches)
+    t, in_a, in_b = _plan(drawn, num_samples, law.control_factor, law.size_spread, unpaired, missing_a, missing_b)
     key_z, key_order_a, key_order_b, key_a, key_b = jax.random.split(key, 5)
     rows_a, rows_b = (
         np.asarray(jax.random.permutation(k, jnp.asarray(np.flatnonzero(there), jnp.int32)))
@@ -194,13 +163,14 @@ def perturbation_screen(
     )
     place = np.full(num_samples, -1, np.int32)
     place[rows_b] = np.arange(rows_b.size)
-    z = _latents(key_z, law, s, jnp.asarray(t))
+    z = _latents(key_z, drawn, s, jnp.asarray(t))
     t_a, t_b = jnp.asarray(t[rows_a]), jnp.asarray(t[rows_b])
     z_a, z_b = z[rows_a], z[rows_b]
-    count = _counts(key_a, law.a, s, z_a, t_a)
+    count = _counts(key_a, drawn.a, s, z_a, t_a)
     a = Modality(count if counts else _normalised(count, s), t_a)
-    b = Modality(_embedding(key_b, law.b, law.readout, s, z_b, t_b), t_b)
-    return Unpaired(a, b, num_treatments), Truth(jnp.asarray(place[rows_a]), z_a, z_b)
+    b = Modality(_embedding(key_b, drawn.b, drawn.readout, s, z_b, t_b), t_b)
+    names = "control", *(f"perturbation {code}" for code in range(1, num_treatments))
+    return Unpaired(a, b, num_treatments, names), Truth(jnp.asarray(place[rows_a]), z_a, z_b)
 
 
 @partial(jax.jit, static_argnums=(1, 2, 3, 4, 5))
@@ -298,8 +268,3 @@ def _embedding(key: KeyArray, side: _Side, readout: Array, s: _Strengths, z: Arr
     key_drive, key_noise = jax.random.split(key)
     drive, shift = _drive(key_drive, side, s, z, t)
     return jnp.tanh(drive) @ readout + shift + s.noise * jax.random.normal(key_noise, shift.shape, jnp.float32)
-
-
-def _check(name: str, value: object, holds: bool, expected: str) -> None:
-    if not holds:
-        raise ValueError(f"{name}: expected {expected}, got {value!r}")

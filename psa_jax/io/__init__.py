@@ -20,3 +20,7 @@ __all__ = [
     "to_mudata",
     "write_atomically",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -3,29 +3,45 @@
 import dataclasses
 import functools
 import os
+import re
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 
-from psa_jax.alignment import Alignment, Calibration, Scorer
-from psa_jax.blocked import Blocked
-from psa_jax.coupling import Coupling
-from psa_jax.groups import Bucket, Groups
+from psa_jax.align.alignment import Alignment
+from psa_jax.arguments import checked
+from psa_jax.coupling.blocked import Blocked
+from psa_jax.coupling.coupling import Coupling
+from psa_jax.coupling.shrink import Shrunk, shrink
+from psa_jax.data.groups import Bucket, Groups
 from psa_jax.io.archive import load, pack, read_archive, write_archive
-from psa_jax.loop import Fitted, History
 from psa_jax.match import sinkhorn
 from psa_jax.match.blockwise import blockwise
-from psa_jax.model import Model
-from psa_jax.represent import default_model
-from psa_jax.score import centre
-from psa_jax.shrink import Shrunk, shrink
+from psa_jax.propensity.calibration import Calibration
+from psa_jax.propensity.loop import Fitted, History
+from psa_jax.propensity.model import Model
+from psa_jax.propensity.nets import default_model
+from psa_jax.propensity.scorer import Scorer
+from psa_jax.propensity.scores import centre
 from psa_jax.types import Array
 
 _KIND = "psa_jax alignment"
+_VERSION = 2  # 1, which files of psa_jax 0.4 do not say, describes functions by the modules of that version
+MOVED = {  # modules of version 0.4 that stood at the package's root
+    "augment": "propensity.augment",
+    "blocked": "coupling.blocked",
+    "chain": "coupling.chain",
+    "coupling": "coupling.coupling",
+    "model": "propensity.model",
+    "nets": "propensity.nets",
+    "score": "propensity.scores",
+    "shrink": "coupling.shrink",
+}
 
 
+@checked
 def save_alignment(path: str | os.PathLike[str], alignment: Alignment) -> None:
     """Writes all arrays of an alignment into one archive, bitwise; functions (models, kernel) are not in it.
 
@@ -48,6 +64,7 @@ def save_alignment(path: str | os.PathLike[str], alignment: Alignment) -> None:
         shrunk, inner = [inner.flipped, *shrunk], inner.kernel
     about["alignment"] = {
         "kind": _KIND,
+        "version": _VERSION,
         "shape": list(alignment.groups.shape),
         "buckets": len(alignment.groups.buckets),
         "shrunk": shrunk,
@@ -57,10 +74,12 @@ def save_alignment(path: str | os.PathLike[str], alignment: Alignment) -> None:
         **{f"dtype_{side}": scorer.dtype for side, scorer in zip("ab", scorers, strict=True) if scorer},
         **{f"model_{side}": describe(scorer.model) for side, scorer in zip("ab", scorers, strict=True) if scorer},
         "transform": describe(scorers[0].transform),
+        "names": None if alignment.names is None else list(alignment.names),
     }
     write_archive(path, stored, about)
 
 
+@checked
 def load_alignment(
     path: str | os.PathLike[str],
     *,
@@ -88,6 +107,10 @@ def load_alignment(
     meta = about.get("alignment")
     if not isinstance(meta, dict) or meta.get("kind") != _KIND:
         raise ValueError(f"{path}: expected a file made by save_alignment, got another archive")
+    if (version := meta.get("version", 1)) not in range(1, _VERSION + 1):
+        raise ValueError(
+            f"{path}: expected a file of version {_VERSION} or before, got {version}: a newer psa_jax made it"
+        )
 
     def like(name: str) -> Any:
         if name not in stored:
@@ -101,7 +124,7 @@ def load_alignment(
         params = jax.eval_shape(model.init, jax.random.key(0), x)
         axes = history.best_epoch.shape
         params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((*axes, *leaf.shape), leaf.dtype), params)
-        return Fitted(params, history, like(f"{place}.unmatched"))
+        return Fitted(params, history, like(f"{place}.unmatched"), model)
 
     def scorer(side: str, model: Model) -> Scorer:
         place, features = f".scorer_{side}", tuple(meta[f"features_{side}"])
@@ -118,7 +141,7 @@ def load_alignment(
     for side, model in (("a", model_a), ("b", model_b)):
         x: Any = jax.ShapeDtypeStruct((1, *meta[f"features_{side}"]), np.dtype(meta[f"dtype_{side}"]))
         num_treatments = int(stored[".groups.sizes_a"].size)
-        models.append(model or default_model(side, x, num_treatments))
+        models.append(model or default_model(f"model_{side}", x, num_treatments))
     buckets = (f".groups.buckets[{place}]" for place in range(meta["buckets"]))
     groups = Groups(
         tuple(Bucket(like(f"{b}.rows"), like(f"{b}.cols"), like(f"{b}.treatment")) for b in buckets),
@@ -146,6 +169,7 @@ def load_alignment(
         like(".member_scores_b"),
         scorer("a", models[0]),
         scorer("b", models[1]),
+        None if meta.get("names") is None else tuple(meta["names"]),
     )
     used: Any = tree.coupling
     used = used.blocks[0].coupling.kernel
@@ -153,9 +177,14 @@ def load_alignment(
         used = used.kernel
     given = {"kernel": used, "model_a": models[0], "model_b": models[1], "transform": transform}
     for name, function in given.items():
-        if (now := describe(function)) != meta[name]:
-            raise ValueError(f"{path}: {name}: expected {meta[name]}, as saved, got {now}")
+        if (now := describe(function)) != (saved := _today(meta[name]) if version == 1 else meta[name]):
+            raise ValueError(f"{path}: {name}: expected {saved}, as saved, got {now}")
     return load(path, tree)
+
+
+def _today(described: str) -> str:
+    """What a file says of a function, with the modules of version 0.4 by the names that they have now."""
+    return re.sub(r"\bpsa_jax\.(\w+)\.", lambda m: f"psa_jax.{MOVED.get(m[1], m[1])}.", described)
 
 
 def describe(value: Any) -> str:

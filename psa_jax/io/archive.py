@@ -12,14 +12,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from psa_jax.blocked import Blocked
-from psa_jax.coupling import Coupling, Info
+from psa_jax.arguments import checked
+from psa_jax.coupling.blocked import Blocked
+from psa_jax.coupling.coupling import Coupling, Info
 from psa_jax.match.nearest import listed
 from psa_jax.types import PyTree
 
 _ABOUT = "about.json"
 
 
+@checked
 def save(path: str | os.PathLike[str], tree: PyTree) -> None:
     """Writes any pytree of arrays into one `.npz` archive, each leaf under its key path.
 
@@ -55,6 +57,7 @@ def pack(tree: PyTree) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     return stored, about
 
 
+@checked
 def load(path: str | os.PathLike[str], like: PyTree) -> PyTree:
     """Reads what `save` wrote, bitwise.
 
@@ -104,6 +107,7 @@ def load(path: str | os.PathLike[str], like: PyTree) -> PyTree:
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 
+@checked
 def save_coupling(path: str | os.PathLike[str], coupling: Coupling | Blocked, k: int = 32) -> None:
     """Writes the `k` most probable columns of each row, and states how much of each row's mass they are.
 
@@ -132,6 +136,7 @@ def save_coupling(path: str | os.PathLike[str], coupling: Coupling | Blocked, k:
     write_archive(path, stored, {"kind": "psa_jax coupling", "version": 1})
 
 
+@checked
 def load_coupling(path: str | os.PathLike[str]) -> Coupling:
     """Reads what `save_coupling` wrote: the truncated law, renormalised, over all samples.
 
@@ -195,6 +200,7 @@ def read_archive(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], d
     return arrays, about
 
 
+@checked
 def write_atomically(path: str | os.PathLike[str], fill: Callable[[IO[bytes]], None]) -> None:
     """Lets `fill` write a file beside `path` and moves it there when complete; else nothing is left."""
     path = Path(path)

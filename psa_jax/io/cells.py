@@ -8,9 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import sparse
 
-from psa_jax.components import principal_components
-from psa_jax.data import Modality, Truth, Unpaired, validate
-from psa_jax.types import pytree, static
+from psa_jax.arguments import checked
+from psa_jax.data.components import principal_components
+from psa_jax.data.labels import differing, is_missing, keys_of, names_of, ordered
+from psa_jax.data.samples import Modality, Truth, Unpaired, describe, validate
+from psa_jax.types import KeyArray, known, pytree, static
 
 
 @pytree
@@ -39,7 +41,20 @@ class Loaded:
     unlabelled: tuple[int, int] = static()
     num_features: tuple[int, int] = static()
 
+    def __repr__(self) -> str:
+        """A few lines: the modalities by name, and what the data say of themselves."""
+        sides = zip("ab", self.modalities, (self.data.a, self.data.b), self.num_features, self.unlabelled, strict=True)
+        lines = [
+            f"  {side} is {name!r}: {describe(modality)} (of {features} in the file"
+            + (f", {gone} cells without a treatment left out)" if gone else ")")
+            for side, name, modality, features, gone in sides
+        ]
+        pairs = f", {int((np.asarray(self.truth.pair) >= 0).sum())} known pairs" if known(self.truth.pair) else ""
+        treatments = repr(self.data).split("\n")[-1]
+        return "\n".join([f"Loaded: {len(self.treatments)} treatments{pairs}", *lines, treatments])
 
+
+@checked
 def from_anndata(
     adata: Any,
     *,
@@ -97,6 +112,7 @@ def from_anndata(
     return _load(sides, np.arange(len(names)), treatment, num_components, drop_unlabelled)
 
 
+@checked
 def from_mudata(
     mdata: Any,
     *,
@@ -141,12 +157,13 @@ def from_mudata(
     return _load(sides, _find(sides[1][2], sides[0][2]), treatment, num_components, drop_unlabelled)
 
 
-def shuffle(key: jax.Array, loaded: Loaded) -> Loaded:
+@checked
+def shuffle(key: KeyArray, loaded: Loaded) -> Loaded:
     """The same with modality b in a random order, so that a file's order tells nothing about its pairs."""
     order = np.asarray(jax.random.permutation(key, len(loaded.cells_b)))
     place = np.append(np.argsort(order), -1)
     b = Modality(loaded.data.b.x[order], loaded.data.b.t[order])
-    data = Unpaired(loaded.data.a, b, loaded.data.num_treatments)
+    data = Unpaired(loaded.data.a, b, loaded.data.num_treatments, loaded.data.names)
     truth = Truth(jnp.asarray(place[np.asarray(loaded.truth.pair)], jnp.int32))
     cells_b = tuple(loaded.cells_b[i] for i in order)
     return dataclasses.replace(loaded, data=data, truth=truth, cells_b=cells_b)
@@ -171,24 +188,30 @@ def _load(
         if not kept.all() and not drop_unlabelled:
             raise ValueError(
                 f"modality {name!r}: expected a {treatment!r} for every cell, got none for {(~kept).sum()} "
-                f"of {kept.size} (drop_unlabelled leaves them out)"
+                f"of {kept.size}, texts such as 'nan' among them (drop_unlabelled leaves them out)"
             )
-    treatments = sorted({label for *_, labels in sides for label in labels if label is not None})
+    treatments = ordered([label for *_, labels in sides for label in labels if label is not None])
+    names = names_of(treatments)
     code = {label: i for i, label in enumerate(treatments)}
     features = [x[np.flatnonzero(kept)] for (_, x, *_), kept in zip(sides, keep, strict=True)]
     codes = [np.array([code[label] for label in labels if label is not None], np.int32) for *_, labels in sides]
     sums = (np.asarray(x.sum(axis=1), np.float32).reshape(-1, 1) for x in features)
     total_a, total_b = (Modality(jnp.asarray(total), jnp.asarray(t)) for total, t in zip(sums, codes, strict=True))
-    validate(Unpaired(total_a, total_b, len(treatments)))
+    present = [{label for label in labels if label is not None} for *_, labels in sides]
+    if all(present) and not present[0] & present[1]:
+        raise ValueError(
+            f"{treatment}: expected at least one treatment that both modalities have, got {differing(*present)}"
+        )
+    validate(Unpaired(total_a, total_b, len(treatments), names))
     a, b = (
         Modality(jnp.asarray(_dense(name, x, num_components), jnp.float32), jnp.asarray(t))
         for (name, *_), x, t in zip(sides, features, codes, strict=True)
     )
     place = np.append(np.where(keep[1], np.cumsum(keep[1]) - 1, -1), -1)
     return Loaded(
-        data=Unpaired(a, b, len(treatments)),
+        data=Unpaired(a, b, len(treatments), names),
         truth=Truth(jnp.asarray(place[pair[keep[0]]], jnp.int32)),
-        treatments=tuple(treatments),
+        treatments=names,
         modalities=(sides[0][0], sides[1][0]),
         cells_a=tuple(map(str, sides[0][2][keep[0]])),
         cells_b=tuple(map(str, sides[1][2][keep[1]])),
@@ -210,12 +233,14 @@ def _dense(name: str, x: Any, num_components: int | None) -> np.ndarray:
 
 
 def _treatments(obs: Any, treatment: str, where: str, more: Any = ()) -> np.ndarray:
-    """The label of each cell as a string, None where there is none."""
+    """The label of each cell, to be compared as `labels.encode` does; None where there is none."""
     if treatment not in obs:
         also = f" nor in the common obs {_listed(more)}" if len(more) else ""
         raise ValueError(f"treatment: no column {treatment!r} in {where} {_listed(obs.columns)}{also}")
-    column = obs[treatment]
-    return np.array([None if gone else str(v) for v, gone in zip(column, column.isna(), strict=True)], object)
+    keys = keys_of(f"treatment {treatment!r}", obs[treatment])
+    found = np.empty(len(keys), object)
+    found[:] = [None if is_missing(key) else key for key in keys]
+    return found
 
 
 def _two(names: tuple[str, ...]) -> tuple[str, ...]:

@@ -5,12 +5,14 @@ from typing import Any
 
 import numpy as np
 
-from psa_jax.alignment import Alignment
+from psa_jax.align.alignment import Alignment
+from psa_jax.arguments import checked
 from psa_jax.io.cells import Loaded
 
 FEW = 4
 
 
+@checked
 def status(alignment: Alignment) -> list[str]:
     """What became of each treatment, in words, `[num_treatments]`.
 
@@ -30,6 +32,7 @@ def status(alignment: Alignment) -> list[str]:
     return found
 
 
+@checked
 def to_mudata(alignment: Alignment, loaded: Loaded, *, treatment: str = "treatment") -> Any:
     """Writes an alignment back into a MuData, one modality each.
 
@@ -52,7 +55,7 @@ def to_mudata(alignment: Alignment, loaded: Loaded, *, treatment: str = "treatme
         import mudata
         import pandas as pd
     except ImportError as error:
-        raise ImportError("to_mudata needs anndata and mudata: pip install psa-jax[bio]") from error
+        raise ImportError("to_mudata needs anndata and mudata: pip install anndata mudata") from error
     expected = len(loaded.cells_a), len(loaded.cells_b)
     if alignment.coupling.shape != expected:
         raise ValueError(f"alignment: expected one of {expected} cells, got {alignment.coupling.shape}")

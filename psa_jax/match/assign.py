@@ -5,9 +5,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
-from psa_jax.coupling import Coupling, Info, masked
+from psa_jax.arguments import checked
+from psa_jax.coupling.coupling import Coupling, Info, masked
 from psa_jax.match.cost import check, euclidean, fill_padding, pairwise
 from psa_jax.types import Array, Cost, Float, Int
 
@@ -18,6 +18,7 @@ def assigned(left: tuple[Array, Array], right: Array, args: Any) -> Array:
     return jnp.where(column[:, None] == right[None], log_mass[:, None], -jnp.inf)
 
 
+@checked
 def assignment(
     u: Float[Array, "n d"],
     v: Float[Array, "m d"],
@@ -70,6 +71,7 @@ def product(left: Array, right: Array, args: Any) -> Array:
     return left[:, None] + right[None]
 
 
+@checked
 def independent(a: Float[Array, " n"], b: Float[Array, " m"]) -> Coupling:
     """The coupling that knows nothing within a treatment, `P = a b^T`; its projection is the treatment's mean.
 
@@ -85,11 +87,13 @@ def independent(a: Float[Array, " n"], b: Float[Array, " m"]) -> Coupling:
     return masked(Coupling(left=left, right=right, kernel=product), a, b)
 
 
+@checked
 def class_mean(u: Any, v: Any, a: Float[Array, " n"], b: Float[Array, " m"]) -> Coupling:
     """`independent` as a matcher that disregards the scores: the baseline that any alignment has to beat."""
     return independent(a, b)
 
 
+@checked
 def known_pairs(pair: Int[Array, " n"], num_cols: int) -> Coupling:
     """The coupling of someone who knows the truth, over all samples: row i with column `pair[i]`, -1 for none.
 
@@ -102,6 +106,8 @@ def known_pairs(pair: Int[Array, " n"], num_cols: int) -> Coupling:
 
 
 def _assign(costs: Any, real_a: Any, real_b: Any) -> np.ndarray:
+    from scipy.optimize import linear_sum_assignment
+
     rows, cols = np.flatnonzero(real_a), np.flatnonzero(real_b)
     costs = np.asarray(costs, np.float64)[np.ix_(rows, cols)]
     column = np.full(len(np.asarray(real_a)), -1, np.int32)

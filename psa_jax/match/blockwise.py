@@ -8,14 +8,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from psa_jax.blocked import Block, Blocked
-from psa_jax.coupling import Coupling, Info, masked, without
-from psa_jax.groups import Bucket, Groups
+from psa_jax.ahead import compile_ahead
+from psa_jax.arguments import checked
+from psa_jax.coupling.blocked import Block, Blocked
+from psa_jax.coupling.coupling import Coupling, Info, masked, without
+from psa_jax.data.groups import Bucket, Groups
 from psa_jax.types import Array, PyTree, float_dtype, take
 
 PAIRS_AT_ONCE = 2**31
 
 
+@checked
 def blockwise(matcher: Callable[..., Any], *, chunk: int | None = None) -> Callable[[PyTree, PyTree, Groups], Any]:
     """Lifts a matcher of one treatment over all treatments.
 
@@ -38,7 +41,7 @@ def blockwise(matcher: Callable[..., Any], *, chunk: int | None = None) -> Calla
         ValueError: scores whose number of rows is not that of the groups, at trace time.
 
     Example:
-        >>> from psa_jax.groups import group
+        >>> from psa_jax.data.groups import group
         >>> def inner(left, right, args):
         ...     return left @ right.T
         >>> def dot_product(u, v, a, b):
@@ -59,6 +62,12 @@ def blockwise(matcher: Callable[..., Any], *, chunk: int | None = None) -> Calla
         return _match(traced, u, v, groups, chunk)
 
     return match
+
+
+def blockwise_ahead(matcher: Callable[..., Any], num_scores: int, groups: Groups) -> None:
+    """Compiles `blockwise(matcher)` in the background, for float32 scores of so many columns."""
+    u, v = (jax.ShapeDtypeStruct((rows, num_scores), jnp.float32) for rows in groups.shape)
+    compile_ahead(_match, split_settings(matcher), u, v, groups, None)
 
 
 @functools.partial(jax.jit, static_argnames="chunk")

@@ -5,11 +5,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from psa_jax.arguments import checked
 from psa_jax.types import Array, Cost, Float
 
 MOST_DIFFERENCES = 32
 
 
+@checked
 def squared_euclidean(x: Float[Array, " d"], y: Float[Array, " d"]) -> Float[Array, ""]:
     """`|x - y|²`.
 
@@ -21,6 +23,7 @@ def squared_euclidean(x: Float[Array, " d"], y: Float[Array, " d"]) -> Float[Arr
     return jnp.sum(difference * difference)
 
 
+@checked
 def euclidean(x: Float[Array, " d"], y: Float[Array, " d"]) -> Float[Array, ""]:
     """`|x - y|`, the cost of the paper (Xi et al. 2024, section 4); its gradient at coincident points is zero.
 
@@ -31,6 +34,7 @@ def euclidean(x: Float[Array, " d"], y: Float[Array, " d"]) -> Float[Array, ""]:
     return _safe_sqrt(squared_euclidean(x, y))
 
 
+@checked
 def cosine(x: Float[Array, " d"], y: Float[Array, " d"]) -> Float[Array, ""]:
     """`1 - <x, y> / (|x| |y|)`; 1 where either is all zeros, which has no direction.
 
@@ -38,7 +42,7 @@ def cosine(x: Float[Array, " d"], y: Float[Array, " d"]) -> Float[Array, ""]:
         >>> float(cosine(jnp.array([1.0, 0.0]), jnp.array([0.0, 2.0])))
         1.0
     """
-    return 1 - jnp.sum(_direction(x[None]) * _direction(y[None]))
+    return 1 - jnp.sum(direction(x[None]) * direction(y[None]))
 
 
 def pairwise(cost: Cost, u: Float[Array, "n ..."], v: Float[Array, "m ..."]) -> Float[Array, "n m"]:
@@ -51,7 +55,7 @@ def pairwise(cost: Cost, u: Float[Array, "n ..."], v: Float[Array, "m ..."]) -> 
         return jax.vmap(jax.vmap(cost, (None, 0)), (0, None))(u, v)
     u, v = (x.reshape(x.shape[0], -1) for x in (u, v))
     if cost is cosine:
-        return 1 - _product(_direction(u), _direction(v))
+        return 1 - _product(direction(u), direction(v))
     if u.shape[1] <= MOST_DIFFERENCES:
         squares = _squared_differences(u, v)
     else:
@@ -118,7 +122,7 @@ def _safe_sqrt(x: Array) -> Array:
     return jnp.where(x == 0, 0, jnp.sqrt(jnp.where(x == 0, 1, x)))
 
 
-def _direction(x: Array) -> Array:
+def direction(x: Array) -> Array:
     """Rows of unit norm; zeros stay zeros."""
     norm = _safe_sqrt((x * x).sum(1, keepdims=True))
     return x / jnp.where(norm > 0, norm, 1)

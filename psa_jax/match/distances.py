@@ -9,11 +9,13 @@ import numpy as np
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import dijkstra
 
+from psa_jax.arguments import checked
 from psa_jax.match.cost import euclidean, pairwise
 from psa_jax.match.neighbours import check_k
 from psa_jax.types import Array, Bool, Cost, Float
 
 
+@checked
 def plain_distances(x: Float[Array, "n p"], real: Bool[Array, " n"]) -> Float[Array, "n n"]:
     """Euclidean distances within one modality, divided by the largest between real samples.
 
@@ -24,6 +26,7 @@ def plain_distances(x: Float[Array, "n p"], real: Bool[Array, " n"]) -> Float[Ar
     return _normalised(pairwise(euclidean, x, x), real)
 
 
+@checked
 def geodesics(
     x: Float[Array, "n p"], real: Bool[Array, " n"], *, k: int = 10, hops: bool = True, cost: Cost = euclidean
 ) -> Float[Array, "n n"]:

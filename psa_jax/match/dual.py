@@ -1,28 +1,19 @@
 """The dual of one treatment's transport problem: what optimality asks, its Hessian, and what follows from it."""
 
 import contextlib
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from ott.solvers.linear.implicit_differentiation import ImplicitDiff
 
+from psa_jax.match.entropic import Settings
 from psa_jax.match.geometry import Absorbed, Transport
 from psa_jax.types import Array, pytree
 
 SHORTEST = 1 / 32
 # Relative residual of the conjugate gradients as a power of the machine epsilon: 7e-5 in float32, 4e-10 in float64.
 CG_POWER = 0.6
-
-
-class Settings(NamedTuple):
-    """What is static about a solve."""
-
-    tau_a: float
-    tau_b: float
-    max_iters: int
-    absorb: bool
-    newton: int
 
 
 @pytree

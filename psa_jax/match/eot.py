@@ -1,6 +1,5 @@
 """Entropic optimal transport within one treatment, solved by ott-jax."""
 
-import dataclasses
 import functools
 import sys
 from typing import Any
@@ -10,62 +9,20 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from psa_jax.coupling import Coupling, Info, masked
+from psa_jax.arguments import checked
+from psa_jax.coupling.coupling import Coupling, Info, masked
 from psa_jax.match.cost import check, euclidean, fill_padding, pairwise
-from psa_jax.match.dual import Settings
-from psa_jax.match.geometry import Transport, log_density
-from psa_jax.match.solve import LEVEL_STEPS, anneal_levels, potentials
-from psa_jax.types import Array, Cost, Float, map_rows, pytree, solver_dtype
+from psa_jax.match.entropic import DEFAULT_EPS, Gibbs, Relative, Settings, check_range
+from psa_jax.types import Array, Cost, Float, map_rows, solver_dtype
 
 ROUNDING_ERRORS = 1e5
 MEMORY = 2**31
 STORED_COPIES = 3
 MAX_ROUNDING = 0.1
 TILE_BYTES = {"cpu": 2**20}
-MAX_NUMBER = float(np.finfo(np.float64).max)
 
 
-@pytree
-class Relative:
-    """An eps that is `scale` times the standard deviation of the costs between real samples."""
-
-    scale: Any
-
-
-DEFAULT_EPS = Relative(0.1)
-
-
-def relative(scale: Any) -> Relative:
-    """Makes eps relative: `scale` times the spread (standard deviation) of the costs under the product of the weights.
-
-    Padding has no weight and does not count. The spread is taken to be at least 1e5 rounding errors of the mean cost,
-    so that plans of nearly equal costs can be represented. Scale-free: scores multiplied by a constant give the same
-    plan. Around 0.1 to 0.2 suits projections, 0.05 and less suits sampled pairs. Traced and differentiable.
-
-    Example:
-        >>> float(relative(0.1).scale)
-        0.1
-
-    Raises:
-        ValueError: a scale that is known and not positive.
-    """
-    check_range("scale", scale, "a positive number", low=0.0)
-    return Relative(scale)
-
-
-@dataclasses.dataclass(frozen=True)
-class Gibbs:
-    """The kernel of entropic transport: `(f_i + g_j - cost(u_i, v_j)) / eps`."""
-
-    cost: Cost
-
-    def __call__(self, left: tuple[Array, Array], right: tuple[Array, Array], eps: Array) -> Array:
-        """Log masses `[k, m]` from `(u [k, d], f [k])`, `(v [m, d], g [m])` and eps."""
-        (u, f), (v, g) = left, right
-        real = jnp.ones_like(f, bool), jnp.ones_like(g, bool)
-        return log_density(pairwise(self.cost, u, v), (f, real[0]), (g, real[1]), eps)
-
-
+@checked
 def sinkhorn(
     u: Float[Array, "n d"],
     v: Float[Array, "m d"],
@@ -158,6 +115,9 @@ def sinkhorn(
 def _sinkhorn(
     u: Array, v: Array, a: Array, b: Array, eps: Any, tol: Any, settings: Settings, cost: Cost, memory: int
 ) -> Coupling:
+    from psa_jax.match.geometry import Transport  # ott-jax takes longer to import than all else together
+    from psa_jax.match.solve import LEVEL_STEPS, anneal_levels, potentials
+
     dtype = solver_dtype(u, v)
     u, v, a, b = (x.astype(dtype) for x in (u, v, a, b))
     u, v = fill_padding(u, a), fill_padding(v, b)
@@ -229,13 +189,3 @@ def _spread(
     floor = ROUNDING_ERRORS * jnp.finfo(a.dtype).eps * jnp.abs(mean)
     spread = jnp.maximum(deviation, floor.astype(a.dtype))
     return jnp.where(spread == 0, 1, spread), jax.lax.stop_gradient(largest)
-
-
-def check_range(name: str, value: Any, expected: str, *, low: float, high: float = MAX_NUMBER) -> None:
-    """Raises a `ValueError` unless a number, if it is known (not traced), is in `(low, high]`."""
-    if isinstance(value, Tracer):
-        return
-    if not isinstance(value, int | float | np.generic | np.ndarray | jax.Array) or jnp.ndim(value):
-        raise ValueError(f"{name}: expected {expected}, got {value!r}")
-    if not low < float(value) <= high:
-        raise ValueError(f"{name}: expected {expected}, got {value}")

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from ott.geometry.geometry import Geometry
 
 from psa_jax.match.cost import pairwise
+from psa_jax.match.entropic import log_density
 from psa_jax.types import Array, Cost, Float, PyTree, map_rows, pytree, size, static
 
 
@@ -167,16 +168,6 @@ class Transport(Geometry):
     def tree_unflatten(cls, aux: tuple, children: tuple) -> "Transport":
         """The geometry of such arrays."""
         return cls(*children, *aux)
-
-
-def log_density(costs: Array, rows: Any, columns: Any, eps: Array) -> Array:
-    """`(f_i + g_j - C_ij) / eps` for rows `(f, real)` and columns `(g, real)`, `-inf` for padding and infinite costs.
-
-    Differentiable; gradients are zero where it is `-inf`.
-    """
-    (f, real_a), (g, real_b) = rows, columns
-    real = real_a[:, None] & real_b[None] & (costs != jnp.inf)
-    return jnp.where(real, (f[:, None] + g[None] - jnp.where(real, costs, 0)) / eps, -jnp.inf)
 
 
 def _density(geometry: Transport, columns: PyTree, eps: Array, rows: PyTree) -> Array:

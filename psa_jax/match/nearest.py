@@ -6,7 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from psa_jax.coupling import Coupling, Info, masked
+from psa_jax.arguments import checked
+from psa_jax.coupling.coupling import Coupling, Info, masked
 from psa_jax.match.cost import all_finite, check, euclidean, fill_padding, pairwise
 from psa_jax.match.neighbours import check_k, nearest_ids
 from psa_jax.types import Array, Cost, Float
@@ -24,6 +25,7 @@ def listed(left: tuple[Array, Array], right: Array, args: Any) -> Array:
     return jax.lax.scan(place, start, (columns.T, log_mass.T))[0]
 
 
+@checked
 def nearest(
     u: Float[Array, "n d"],
     v: Float[Array, "m d"],

@@ -7,7 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from psa_jax.coupling import Coupling, Info, masked
+from psa_jax.arguments import checked
+from psa_jax.coupling.coupling import Coupling, Info, masked
 from psa_jax.match.cost import all_finite, check, fill_padding, squares_by_product
 from psa_jax.match.neighbours import check_k, counts, nearest_ids
 from psa_jax.types import Array, Float, float_dtype
@@ -31,6 +32,7 @@ class SharedNeighbours:
         return jnp.where(shared > 0, jnp.log(jnp.where(shared > 0, shared / (args - shared), 1)), -jnp.inf)
 
 
+@checked
 def snn(
     u: Float[Array, "n d"],
     v: Float[Array, "m d"],

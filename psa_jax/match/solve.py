@@ -10,7 +10,8 @@ from ott.problems.linear.linear_problem import LinearProblem
 from ott.solvers.linear.acceleration import Momentum
 from ott.solvers.linear.sinkhorn import Sinkhorn
 
-from psa_jax.match.dual import Implicit, Report, Settings, default_promotion, identity, newton, target, verify
+from psa_jax.match.dual import Implicit, Report, default_promotion, identity, newton, target, verify
+from psa_jax.match.entropic import Settings
 from psa_jax.match.geometry import Transport
 from psa_jax.types import Array
 

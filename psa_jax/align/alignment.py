@@ -1,0 +1,152 @@
+"""What an alignment is: its coupling and everything it came from."""
+
+import html
+
+import jax.numpy as jnp
+import numpy as np
+
+from psa_jax.coupling.blocked import Blocked
+from psa_jax.coupling.coupling import Coupling
+from psa_jax.data.groups import Groups
+from psa_jax.data.labels import listed
+from psa_jax.propensity.calibration import Calibration
+from psa_jax.propensity.learn import Representation
+from psa_jax.propensity.loop import Fitted
+from psa_jax.propensity.scorer import Scorer
+from psa_jax.types import Array, Float, known, pytree, static
+
+SHOWN = 8
+
+
+class AlignmentWarning(UserWarning):
+    """Something about an alignment that its user should know; the alignment's `info` has it in numbers."""
+
+
+@pytree
+class Alignment:
+    """What `align` returns.
+
+    Attributes:
+        coupling: which column each row may belong to; ask it (`apply`, `sample`, `T`, `info`, ...).
+        groups: the plan of which treatments were matched.
+        scores_a: propensity scores `[n, d]` of modality a, d the number of treatments both modalities have.
+        scores_b: propensity scores `[m, d]` of modality b.
+        fitted_a: the classifier of modality a; every leaf has leading axes `[members]` and, without a query, `[folds]`.
+        fitted_b: the classifier of modality b.
+        calibration_a: its calibration.
+        calibration_b: its calibration.
+        member_scores_a: `[members, n, d]` scores of each classifier of modality a, for `calibrated_coupling`.
+        member_scores_b: `[members, m, d]` the same of modality b.
+        scorer_a: how logits of modality a become scores; None in an alignment made by hand.
+        scorer_b: the same of modality b.
+        names: static; the names of the treatments, or None.
+    """
+
+    coupling: Blocked | Coupling
+    groups: Groups
+    scores_a: Float[Array, "n d"]
+    scores_b: Float[Array, "m d"]
+    fitted_a: Fitted
+    fitted_b: Fitted
+    calibration_a: Calibration
+    calibration_b: Calibration
+    member_scores_a: Float[Array, "members n d"]
+    member_scores_b: Float[Array, "members m d"]
+    scorer_a: Scorer | None = None
+    scorer_b: Scorer | None = None
+    names: tuple[str, ...] | None = static(default=None)
+
+    def score_a(self, x: Float[Array, "k ..."]) -> Float[Array, "k d"]:
+        """Scores new samples of modality a `[k, ...]`, for `extend`. Open to `jit` and `grad`.
+
+        Every classifier has a say: logits are averaged over members and, without a query, over folds (the aligned
+        samples themselves were scored by the one fold that had not seen them).
+
+        Raises:
+            ValueError: other features, or an alignment without a scorer.
+        """
+        return _score("scorer_a", self.scorer_a, self.fitted_a, x)
+
+    def score_b(self, x: Float[Array, "k ..."]) -> Float[Array, "k d"]:
+        """Scores new samples of modality b, as `score_a`."""
+        return _score("scorer_b", self.scorer_b, self.fitted_b, x)
+
+    def summary(self) -> str:
+        """What was aligned and how that went, in a few lines: sizes, what was matched, treatments by name."""
+        head, *facts = self._facts()
+        return "\n".join([head[1], *(f"  {name}: {text}" for name, text in facts)])
+
+    def __repr__(self) -> str:
+        return self.summary()
+
+    def _repr_html_(self) -> str:
+        """A small table, for notebooks."""
+        head, *facts = self._facts()
+        rows = "".join(
+            f"<tr><th style='text-align:left'>{html.escape(name)}</th>"
+            f"<td style='text-align:left'>{html.escape(text)}</td></tr>"
+            for name, text in facts
+        )
+        return f"<table><caption>{html.escape(head[1])}</caption>{rows}</table>"
+
+    def _facts(self) -> list[tuple[str, str]]:
+        """Names and texts of what there is to say, the headline first."""
+        groups = self.groups
+        n, m = groups.shape
+        facts = [("", f"Alignment of {n} samples of a and {m} of b in {groups.num_treatments} treatments")]
+        law = repr(self.coupling).split("\n")
+        facts.append(("coupling", "; ".join([law[0].partition(" by ")[2] or law[0], *map(str.strip, law[1:])])))
+        if known(groups.sizes_a, groups.sizes_b):
+            a, b = np.asarray(groups.sizes_a), np.asarray(groups.sizes_b)
+            order = np.argsort(-np.minimum(a, b), kind="stable")
+            order = order[(a[order] > 0) | (b[order] > 0)]
+            told = [f"{listed([t], self.names)} ({a[t]}, {b[t]})" for t in order[:SHOWN]]
+            more = f" and {order.size - SHOWN} more" if order.size > SHOWN else ""
+            facts.append(("treatments (a, b)", ", ".join(told) + more))
+            for side, here, there in (("a", a, b), ("b", b, a)):
+                if alone := np.flatnonzero((here > 0) & (there == 0)).tolist():
+                    facts.append((f"only in {side}, not matched", listed(alone, self.names, SHOWN)))
+            converged = self.coupling.info.converged
+            if known(converged) and np.ndim(converged):
+                bad = np.flatnonzero((a > 0) & (b > 0) & ~np.asarray(converged))
+                facts += [("not converged", listed(bad, self.names, SHOWN))] if bad.size else []
+        for side, fitted, found in (
+            ("a", self.fitted_a, self.calibration_a),
+            ("b", self.fitted_b, self.calibration_b),
+        ):
+            if isinstance(fitted, Fitted) and isinstance(found, Calibration):
+                runs = " x ".join(map(str, fitted.history.best_epoch.shape)) or "1"
+                text = f"{runs} runs"
+                if known(found.accuracy, found.cross_entropy, found.temperature):
+                    measured = {"held-out accuracy": found.accuracy, "cross-entropy": found.cross_entropy}
+                    measured["temperature"] = found.temperature
+                    text += "".join(f", {name} {float(value):.3g}" for name, value in measured.items())
+                facts.append((f"classifiers of {side}", text))
+        return facts
+
+
+def joined(
+    coupling: Blocked, groups: Groups, a: Representation, b: Representation, names: tuple[str, ...] | None
+) -> Alignment:
+    """The alignment of two modalities that were learnt and matched."""
+    return Alignment(
+        coupling,
+        groups,
+        a.scores,
+        b.scores,
+        a.fitted,
+        b.fitted,
+        a.calibration,
+        b.calibration,
+        a.member_scores,
+        b.member_scores,
+        a.scorer,
+        b.scorer,
+        names,
+    )
+
+
+def _score(name: str, scorer: Scorer | None, fitted: Fitted, x: Array) -> Array:
+    if scorer is None:
+        raise ValueError(f"{name}: expected one, as `align` makes it, got None")
+    return scorer.score(fitted.params, jnp.asarray(x), fitted.history.best_epoch.ndim)

@@ -1,0 +1,182 @@
+"""The whole thing: from unpaired data to a coupling."""
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from psa_jax.align.alignment import Alignment, AlignmentWarning, joined
+from psa_jax.arguments import checked
+from psa_jax.coupling.blocked import Blocked
+from psa_jax.coupling.coupling import Coupling
+from psa_jax.data.groups import Groups, group
+from psa_jax.data.labels import listed
+from psa_jax.data.samples import Unpaired, check_like, on_host, validate
+from psa_jax.data.split import split
+from psa_jax.match import sinkhorn
+from psa_jax.match.blockwise import blockwise, blockwise_ahead
+from psa_jax.match.eot import MAX_ROUNDING
+from psa_jax.progress import Progress, watching
+from psa_jax.propensity.learn import ahead, learn_all, lesson
+from psa_jax.propensity.learner import Learner, check_learner
+from psa_jax.types import Array, KeyArray
+
+VALID_SHARE = 0.2
+
+
+@checked
+def align(
+    key: KeyArray,
+    data: Unpaired,
+    *,
+    query: Unpaired | None = None,
+    valid: Unpaired | None = None,
+    a: Learner | None = None,
+    b: Learner | None = None,
+    matcher: Callable[..., Coupling] = sinkhorn,
+    progress: Progress = False,
+) -> Alignment:
+    """Aligns two unpaired modalities: fits a classifier of the treatment to each, scores, matches within treatments.
+
+    With a `query` the classifiers are fitted on `data` and the query is scored and matched. Without one `data` itself
+    is, every sample scored by a classifier that saw its label neither in training nor in selection (`crossfit`), so
+    that memorised labels cannot leak into the scores. Scores are calibrated by temperature, freed of their treatment
+    frequencies, and restricted to the treatments that both modalities of `data` have.
+
+    It runs on the host and compiles what it calls; each stage is a function of its own (`fit`, `crossfit`,
+    `propensity`, `group`, `blockwise`) to build something else from.
+
+    Args:
+        key: a typed key.
+        data: what to learn from. Sizes may differ; treatments may be missing in one modality. `Unpaired.from_labels`
+            makes it of labels of any kind.
+        query: other samples of the same kind to align instead of `data`; they may have treatments that `data` lacks.
+        valid: samples that select the best epoch and the temperature, with a query only; by default a fifth of `data`.
+        a: how the scores of modality a are learnt, by default `Learner()`: the model, smoothing, training, members.
+        b: the same for modality b.
+        matcher: of one treatment, `(u, v, a, b) -> Coupling`.
+        progress: True draws a bar (needs rich); a function is called with every `psa_jax.progress.Step`.
+
+    Returns:
+        The coupling and everything it came from; `print` tells. `coupling.info` says what converged, by treatment.
+
+    Raises:
+        ValueError: invalid data (see `validate`), fewer than two treatments that both modalities have, a query of
+            other features or treatments, `valid` without a query, scores that are not finite.
+
+    Warns:
+        AlignmentWarning: treatments that only one modality has, that did not converge, or whose scores have no
+            direction (SNN); by name.
+
+    Example:
+        >>> from psa_jax.propensity import Training, mlp
+        >>> x = jax.random.normal(jax.random.key(0), (40, 2))
+        >>> t = np.arange(40) % 2
+        >>> labels = np.array(["control", "drug"])[t]
+        >>> data = Unpaired.from_labels(x + t[:, None], labels, (x - t[:, None])[:30], labels[:30])
+        >>> quick = Learner(mlp((4,), 2), training=Training(epochs=2))
+        >>> result = align(jax.random.key(1), data, a=quick, b=quick)
+        >>> result.coupling.apply(data.b.x).shape, result.names
+        ((40, 2), ('control', 'drug'))
+
+    References:
+        Xi et al., NeurIPS 2024 (arXiv 2404.01595).
+    """
+    learners = {"a": check_learner("a", a), "b": check_learner("b", b)}
+    _check(data, query, valid)
+    data = on_host(data)
+    query, valid = (None if part is None else on_host(part) for part in (query, valid))
+    shared = np.intersect1d(np.asarray(data.a.t), np.asarray(data.b.t))
+    if shared.size < 2:
+        raise ValueError(
+            f"data: expected at least two treatments that both modalities have, got only [{listed(shared, data.names)}]"
+            ": a propensity cannot be estimated (blockwise matches scores of your own)"
+        )
+    check_matcher(matcher, int(shared.size))
+    key_split, key_a, key_b = jax.random.split(key, 3)
+    aligned = data if query is None else query
+    if query is not None and valid is None:
+        data, valid = _hold_out(key_split, data)
+    with watching(progress) as watch:
+        lessons = [
+            lesson(
+                k,
+                name,
+                getattr(data, name),
+                data.num_treatments,
+                learners[name],
+                watch,
+                target=None if query is None else getattr(query, name),
+                valid=None if valid is None else getattr(valid, name),
+            )
+            for name, k in (("a", key_a), ("b", key_b))
+        ]
+        groups = group(aligned.a.t, aligned.b.t, aligned.num_treatments)
+        programs = ahead(lessons)
+        blockwise_ahead(matcher, shared.size, groups)
+        side_a, side_b = learn_all(lessons, programs, shared, watch)
+        watch.begin("matching", 1)
+        coupling = blockwise(matcher)(side_a.scores, side_b.scores, groups)
+        warn(coupling, groups, data.names)
+        watch.advance()
+    return joined(coupling, groups, side_a, side_b, data.names)
+
+
+def _check(data: Unpaired, query: Unpaired | None, valid: Unpaired | None) -> None:
+    validate(data)
+    if valid is not None and query is None:
+        raise ValueError("valid: expected a query too; without one every sample is validated by cross-fitting")
+    for name, other in (("query", query), ("valid", valid)):
+        if other is not None:
+            check_like(name, other, data)
+
+
+def check_matcher(matcher: Callable[..., Any], num_scores: int) -> None:
+    """Traces the matcher on empty shapes: what it refuses is better known before training than after."""
+    if not callable(matcher):
+        hint = f": give psa_jax.{matcher} itself" if isinstance(matcher, str) else ""
+        raise ValueError(f"matcher: expected a function (u, v, a, b) -> Coupling, got {matcher!r}{hint}")
+    u, w = jax.ShapeDtypeStruct((2, num_scores), jnp.float32), jax.ShapeDtypeStruct((2,), jnp.float32)
+    kinds = []
+
+    def probe(u: Array, v: Array, a: Array, b: Array) -> tuple[()]:
+        kinds.append(type(matcher(u, v, a, b)))
+        return ()
+
+    jax.eval_shape(probe, u, u, w, w)
+    if kinds != [Coupling]:
+        raise ValueError(f"matcher: expected one Coupling, got {kinds[0].__name__} (is `k` a tuple?)")
+
+
+def _hold_out(key: KeyArray, data: Unpaired) -> tuple[Unpaired, Unpaired]:
+    train, valid = split(key, data, (1 - VALID_SHARE, VALID_SHARE))
+    if not (valid.a.t.size and valid.b.t.size):
+        raise ValueError(
+            f"data: expected enough samples to hold a fifth of them out, got {data.a.t.size} and {data.b.t.size} "
+            "(or give `valid`)"
+        )
+    return train, valid
+
+
+def warn(coupling: Blocked, groups: Groups, names: tuple[str, ...] | None) -> None:
+    """Warns about treatments without a match or not converged, by name."""
+    sizes_a, sizes_b = np.asarray(groups.sizes_a), np.asarray(groups.sizes_b)
+    matched = (sizes_a > 0) & (sizes_b > 0)
+    alone = (sizes_a > 0) != (sizes_b > 0)
+    found = {
+        f"only one modality has treatments {{}}: {int(coupling.unmatched_rows)} samples of a and "
+        f"{int(coupling.unmatched_cols)} samples of b have no partner": alone,
+        "the matcher did not converge within treatments {} (see coupling.info)": matched
+        & ~np.asarray(coupling.info.converged),
+        "eps is too small for this precision (enable x64, or raise it) in treatments {}": matched
+        & (np.nan_to_num(coupling.info.details.get("rounding", np.zeros(matched.size))) >= MAX_ROUNDING),
+        "some scores have no direction (all zero) in treatments {}": matched
+        & (np.nan_to_num(coupling.info.details.get("zero_norm", np.zeros(matched.size))) > 0),
+    }
+    for text, which in found.items():
+        if which.any():
+            told = listed(np.flatnonzero(which), names)
+            warnings.warn(text.replace("{}", told), AlignmentWarning, stacklevel=4)

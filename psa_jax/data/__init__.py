@@ -1,0 +1,20 @@
+"""Samples, treatments and their names, and the host-side plan of who may be matched with whom.
+
+Imports `types` and `arguments` only; every room above may import it.
+"""
+
+from psa_jax.data.groups import Bucket, Groups, group
+from psa_jax.data.samples import Modality, Truth, Unpaired, validate
+from psa_jax.data.split import permute_treatments, split
+
+__all__ = [
+    "Bucket",
+    "Groups",
+    "Modality",
+    "Truth",
+    "Unpaired",
+    "group",
+    "permute_treatments",
+    "split",
+    "validate",
+]

@@ -1,0 +1,248 @@
+"""Unpaired data: two modalities, and apart from them the truth."""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from psa_jax.data.labels import encode
+from psa_jax.types import Array, Float, Int, known, pytree, static
+
+SHOWN = 8
+
+
+@pytree
+class Modality:
+    """Samples of one kind of measurement.
+
+    Attributes:
+        x: features `[n, ...]`, float.
+        t: treatment codes `[n]`, integers in `[0, num_treatments)`.
+    """
+
+    x: Float[Array, "n ..."]
+    t: Int[Array, " n"]
+
+    def __repr__(self) -> str:
+        """One line."""
+        return f"Modality of {describe(self)}"
+
+
+@pytree
+class Unpaired:
+    """Two modalities of one perturbed population; row i of `a` and row i of `b` have nothing to do with each other.
+
+    Attributes:
+        a: one modality.
+        b: the other; sizes may differ.
+        num_treatments: static; codes are in `[0, num_treatments)`.
+        names: static; the name of each treatment code, or None. Whatever is made of these data says them.
+
+    Example:
+        >>> x, y = jnp.ones((3, 2)), jnp.ones((4, 5))
+        >>> data = Unpaired(Modality(x, jnp.array([0, 0, 1])), Modality(y, jnp.array([0, 1, 1, 1])), 2)
+        >>> data.num_treatments
+        2
+        >>> print(Unpaired.from_labels(x, ["DMSO", "DMSO", "drug"], y, ["drug", "drug", "DMSO", "DMSO"]))
+        Unpaired of 2 treatments, 2 of them in both modalities
+          a: 3 samples of 2 features, float32
+          b: 4 samples of 5 features, float32
+          treatments (a, b): DMSO (2, 2), drug (1, 2)
+    """
+
+    a: Modality
+    b: Modality
+    num_treatments: int = static()
+    names: tuple[str, ...] | None = static(default=None)
+
+    @staticmethod
+    def from_labels(x_a: Any, labels_a: Any, x_b: Any, labels_b: Any) -> "Unpaired":
+        """Unpaired data of samples whose treatments have labels of any kind; both modalities are coded together.
+
+        Args:
+            x_a: features `[n, ...]` of modality a, float.
+            labels_a: `[n]` labels: texts, numbers (compared as numbers: 1 and 1.0 are one), a pandas column.
+            x_b: features `[m, ...]` of modality b.
+            labels_b: `[m]` labels.
+
+        Returns:
+            The data, with the names of the treatments; numbers in their order, then texts in theirs.
+
+        Raises:
+            ValueError: missing labels, labels of another number than the samples, no label that both have, and as
+                `validate`.
+        """
+        t_a, t_b, names = encode(labels_a, labels_b)
+        sides: list[Any] = []
+        for name, x, t in (("a", x_a, t_a), ("b", x_b, t_b)):
+            x = features(f"x_{name}", x)
+            if x.shape[0] != t.size:
+                raise ValueError(f"labels_{name}: expected {x.shape[0]} labels, one for each sample, got {t.size}")
+            sides.append(Modality(x, jnp.asarray(t)))
+        return on_host(Unpaired(sides[0], sides[1], len(names), names))
+
+    def __repr__(self) -> str:
+        """A few lines: sizes, and treatments by name."""
+        shapes = [describe(side) for side in (self.a, self.b)]
+        lines = [f"  {name}: {text}" for name, text in zip("ab", shapes, strict=True)]
+        if isinstance(self.num_treatments, int) and known(self.a.t, self.b.t):
+            counts = [
+                np.bincount(t[(t >= 0) & (t < self.num_treatments)], minlength=self.num_treatments)
+                for t in (np.asarray(self.a.t).astype(int), np.asarray(self.b.t).astype(int))
+            ]
+            both = int(((counts[0] > 0) & (counts[1] > 0)).sum())
+            told = [
+                f"{self.names[k] if self.names else k} ({counts[0][k]}, {counts[1][k]})"
+                for k in range(min(self.num_treatments, SHOWN))
+            ]
+            more = self.num_treatments - len(told)
+            lines.append("  treatments (a, b): " + ", ".join(told) + (f" and {more} more" if more else ""))
+            shared = f", {both} of them in both modalities"
+        else:
+            shared = ""
+        return "\n".join([f"Unpaired of {self.num_treatments} treatments{shared}", *lines])
+
+
+@pytree
+class Truth:
+    """What only an evaluation may know; nothing that trains takes it.
+
+    Attributes:
+        pair: `[n_a]` integers, the true column (row of modality b) of every row of modality a, -1 where unknown.
+        z_a: latents `[n_a, d]` of modality a, or None.
+        z_b: latents `[n_b, d]` of modality b, or None.
+    """
+
+    pair: Int[Array, " n"]
+    z_a: Float[Array, "n d"] | None = None
+    z_b: Float[Array, "m d"] | None = None
+
+
+def validate(data: Unpaired) -> None:
+    """Raises a `ValueError` that names what is wrong with `data`, if anything is. Host only.
+
+    Checked: ranks, lengths, empty modalities, label dtype and range, at least one shared treatment, and NaN or
+    infinite features (with the modality, the number of rows and the first of them).
+    """
+    if not isinstance(data, Unpaired):
+        raise ValueError(
+            f"data: expected psa_jax.Unpaired(psa_jax.Modality(x_a, t_a), psa_jax.Modality(x_b, t_b), num_treatments), "
+            f"got {type(data).__name__}"
+        )
+    if isinstance(data.num_treatments, bool) or not isinstance(data.num_treatments, int | np.integer):
+        raise ValueError(f"num_treatments: expected an integer, got {data.num_treatments!r}")
+    if data.names is not None and len(data.names) != data.num_treatments:
+        raise ValueError(f"names: expected {data.num_treatments}, one for each treatment, got {len(data.names)}")
+    for name, modality in (("a", data.a), ("b", data.b)):
+        if not isinstance(modality, Modality):
+            raise ValueError(f"modality {name}: expected psa_jax.Modality(x, t), got {type(modality).__name__}")
+        x = np.asarray(features(f"modality {name}: x", modality.x))
+        t = codes(f"modality {name}: t", modality.t, data.num_treatments)
+        if x.ndim < 2:
+            raise ValueError(f"modality {name}: x: expected rank 2 or more, [n, ...], got shape {x.shape}")
+        if x.shape[0] != t.size:
+            raise ValueError(
+                f"modality {name}: expected as many labels as samples, got {t.size} labels and {x.shape[0]} samples"
+            )
+        if not np.issubdtype(x.dtype, np.floating) and not jnp.issubdtype(x.dtype, jnp.floating):
+            raise ValueError(f"modality {name}: x: expected a float dtype, got {x.dtype}: give x.astype('float32')")
+        bad = np.flatnonzero(~np.isfinite(x.reshape(x.shape[0], -1).astype(np.float64)).all(1))
+        if bad.size:
+            raise ValueError(
+                f"modality {name}: x: expected finite features, got NaN or infinity in {bad.size} of "
+                f"{x.shape[0]} rows, the first at row {bad[0]}"
+            )
+    if not np.intersect1d(np.asarray(data.a.t), np.asarray(data.b.t)).size:
+        raise ValueError("data: expected at least one treatment that both modalities have, got none")
+
+
+def on_host(data: Unpaired) -> Unpaired:
+    """The same data, checked by `validate`, with labels as int32 arrays whatever they came as."""
+    validate(data)
+    a, b = (
+        Modality(jnp.asarray(features("x", side.x)), jnp.asarray(np.asarray(side.t), jnp.int32))
+        for side in (data.a, data.b)
+    )
+    return Unpaired(a, b, data.num_treatments, data.names)
+
+
+def check_like(name: str, other: Unpaired, data: Unpaired) -> None:
+    """Raises a `ValueError` that says `name` unless `other` is valid and has what `data` has: features, codes. Host."""
+    validate(other)
+    if other.num_treatments != data.num_treatments:
+        raise ValueError(
+            f"{name}: expected num_treatments {data.num_treatments}, as in data, got {other.num_treatments}"
+        )
+    if other.names != data.names and None not in (other.names, data.names):
+        raise ValueError(f"{name}: expected the names of treatments of data, {data.names}, got {other.names}")
+    for side in ("a", "b"):
+        ours, theirs = getattr(data, side).x.shape[1:], getattr(other, side).x.shape[1:]
+        if ours != theirs:
+            raise ValueError(f"{name}: modality {side}: expected features of shape {ours}, got {theirs}")
+
+
+def check_truth(truth: Truth, n: int, m: int) -> None:
+    """Raises a `ValueError` unless `truth` fits `n` rows and `m` columns. Host only."""
+    pair = np.asarray(truth.pair)
+    if not np.issubdtype(pair.dtype, np.integer):
+        raise ValueError(f"truth.pair: expected integers, got {pair.dtype}")
+    if pair.shape != (n,):
+        raise ValueError(f"truth.pair: expected shape ({n},), got {pair.shape}")
+    if pair.size and (pair.min() < -1 or pair.max() >= m):
+        raise ValueError(f"truth.pair: expected columns in [-1, {m}), got {pair.min()} to {pair.max()}")
+    for name, z, rows in (("z_a", truth.z_a, n), ("z_b", truth.z_b, m)):
+        if z is not None and (z.ndim != 2 or z.shape[0] != rows):
+            raise ValueError(f"truth.{name}: expected shape [{rows}, d], got {z.shape}")
+
+
+def features(name: str, x: Any) -> Any:
+    """Features as an array that is no table; a `ValueError` that says `name` and what to write if they are none."""
+    if hasattr(x, "iloc"):
+        x = x.to_numpy()
+    if hasattr(x, "toarray"):
+        raise ValueError(f"{name}: expected a dense array [n, ...], got a sparse one: give {name}.toarray()")
+    if not hasattr(x, "dtype"):
+        try:
+            x = np.asarray(x)
+        except ValueError as error:
+            raise ValueError(f"{name}: expected an array [n, ...], got {type(x).__name__} ({error})") from error
+    if x.dtype == object or not (np.issubdtype(x.dtype, np.number) or jnp.issubdtype(x.dtype, jnp.number)):
+        raise ValueError(f"{name}: expected numbers [n, ...], got {x.dtype} {tuple(x.shape)}")
+    if not x.shape:
+        raise ValueError(f"{name}: expected an array [n, ...], got one number")
+    return x
+
+
+def describe(side: Modality) -> str:
+    """The size of a modality in words."""
+    shape = getattr(side.x, "shape", None)
+    if shape is None or len(shape) < 2:
+        return f"x: {side.x!r}"[:80]
+    features = f"{shape[1]} features" if len(shape) == 2 else f"shape [{', '.join(map(str, shape[1:]))}]"
+    return f"{shape[0]} samples of {features}, {side.x.dtype}"
+
+
+def codes(name: str, t: Any, num_treatments: int) -> np.ndarray:
+    """Treatment codes as a numpy array; a `ValueError` that says `name` if they are none. Host only."""
+    t = np.asarray(t)
+    if t.ndim != 1:
+        raise ValueError(f"{name}: expected rank 1, [n], got shape {t.shape}")
+    if not t.size:
+        raise ValueError(f"{name}: expected at least one sample, got none")
+    if not np.issubdtype(t.dtype, np.integer):
+        raise ValueError(
+            f"{name}: expected integer treatment codes, got dtype {t.dtype} "
+            "(Unpaired.from_labels takes labels of any kind)"
+        )
+    if t.min() < 0 or t.max() >= num_treatments:
+        bad = np.flatnonzero((t < 0) | (t >= num_treatments))
+        raise ValueError(
+            f"{name}: expected codes in [0, {num_treatments}), got {t[bad[0]]} at row {bad[0]} ({bad.size} such rows)"
+        )
+    return t.astype(np.int64)
+
+
+def members_of(t: np.ndarray, num_treatments: int) -> list[np.ndarray]:
+    """The ids of each treatment, in ascending order."""
+    order = np.argsort(t, kind="stable")
+    return np.split(order, np.cumsum(np.bincount(t, minlength=num_treatments))[:-1])

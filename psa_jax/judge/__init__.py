@@ -1,0 +1,19 @@
+"""What can be said and chosen without true pairs: held-out agreement, sweeps of eps, calibration, diagnosis.
+
+Takes scores, plans and couplings and imports `match` and below, so that `align` may use it.
+"""
+
+from psa_jax.judge.agreement import held_out_agreement
+from psa_jax.judge.diagnose import diagnose
+from psa_jax.judge.diagnosis import Diagnosis
+from psa_jax.judge.eps_sweep import EpsSweep
+from psa_jax.judge.sweep import calibrated_coupling, select_eps
+
+__all__ = [
+    "Diagnosis",
+    "EpsSweep",
+    "calibrated_coupling",
+    "diagnose",
+    "held_out_agreement",
+    "select_eps",
+]

@@ -1,0 +1,176 @@
+"""Out-of-fold logits: every sample scored by a classifier that never saw its label."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from psa_jax.ahead import compile_ahead
+from psa_jax.arguments import checked
+from psa_jax.propensity.augment import as_tree
+from psa_jax.propensity.fit import check, train_one
+from psa_jax.propensity.loop import Fitted
+from psa_jax.propensity.model import Model, logits
+from psa_jax.propensity.training import Training, check_training
+from psa_jax.types import Array, Augment, Float, Int, KeyArray, host_rng, pytree
+
+VECTORIZE_BYTES = 2**30
+
+
+@pytree
+class CrossFitted:
+    """Logits from classifiers that never saw the sample.
+
+    Attributes:
+        logits: `[n, K]`.
+        fold: `[n]` which of the classifiers gave the logits of each sample.
+        fitted: the classifiers, every leaf with a leading axis `[folds]`.
+    """
+
+    logits: Float[Array, "n K"]
+    fold: Int[Array, " n"]
+    fitted: Fitted
+
+
+@checked
+def crossfit(
+    key: KeyArray,
+    model: Model,
+    x: Float[Array, "n ..."],
+    t: Int[Array, " n"],
+    *,
+    folds: int = 5,
+    training: Training = Training(),
+    augment: Augment | None = None,
+    class_weights: Float[Array, " K"] | None = None,
+    on_epoch: Callable[..., None] | None = None,
+) -> CrossFitted:
+    """Logits of every sample from a classifier that saw its label neither in training nor in selection.
+
+    A classifier that has memorised labels gives its training samples scores that say nothing about them. Here
+    samples are dealt into stratified folds; classifier f scores fold f, keeps the parameters that are best on
+    fold f + 1 and trains on the rest. All folds have one shape (one training sample may be left out) and
+    share one program. Classifiers differ, so logits of different folds agree only up to the noise of
+    training.
+
+    Args:
+        key: decides the folds and, split by fold, the training.
+        model, x, training, class_weights: as in `fit`.
+        t: `[n]` labels on the host: this function is not for use inside `jit`. A treatment with fewer samples
+            than folds is missing from the training of some classifiers.
+        folds: at least 3.
+        augment: see `fit`; scored samples are not augmented.
+        on_epoch: see `fit`; called for every fold.
+
+    Returns:
+        Logits `[n, K]`, the fold `[n]` of each sample and the classifiers `[folds]`.
+
+    Raises:
+        ValueError: as `fit`, and for fewer than 3 folds, fewer samples than folds, or traced labels.
+
+    Example:
+        >>> from psa_jax.propensity.nets import linear
+        >>> x = jnp.arange(9.0)[:, None]
+        >>> out = crossfit(jax.random.key(0), linear(2), x, jnp.arange(9) // 5, folds=3, training=Training(epochs=2))
+        >>> out.logits.shape, np.bincount(out.fold).tolist()
+        ((9, 2), [3, 3, 3])
+    """
+    return prepared(key, model, x, t, folds, training, augment, class_weights, on_epoch).run()
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """The call of the compiled part of `crossfit`, its arguments checked, and the fold `[n]` of each sample."""
+
+    fold: np.ndarray
+    args: tuple[Any, ...]
+    keywords: dict[str, Any]
+
+    def run(self) -> CrossFitted:
+        """Trains and scores."""
+        out, fitted = _crossfit(*self.args, **self.keywords)
+        return CrossFitted(out, jnp.asarray(self.fold, jnp.int32), fitted)
+
+    def compile_ahead(self) -> Future:
+        """Compiles it in the background."""
+        return compile_ahead(_crossfit, *self.args, **self.keywords)
+
+
+def prepared(
+    key: KeyArray,
+    model: Model,
+    x: Array,
+    t: Array,
+    folds: int,
+    training: Training,
+    augment: Augment | None,
+    class_weights: Array | None,
+    on_epoch: Callable[..., None] | None,
+) -> Call:
+    """The arguments of `crossfit`, checked, and its folds dealt."""
+    judged = dataclasses.replace(check_training(training), patience=None)  # by folds, not by data that are given
+    x, t, _ = check(model, x, t, None, class_weights, judged)
+    if isinstance(t, Tracer):
+        raise ValueError("t: expected labels on the host, got traced ones (call crossfit outside of jit)")
+    if folds < 3 or folds > t.size:
+        raise ValueError(f"folds: expected at least 3 and at most n = {t.size}, got {folds}")
+    key_folds, key_fit = jax.random.split(key)
+    fold, ids = _deal(key_folds, np.asarray(t), folds)
+    settings = {
+        "model": model,
+        "training": training.resolved(t.size, judged=True),
+        "on_epoch": on_epoch,
+        "vectorize": jax.default_backend() != "cpu" and folds * x.nbytes <= VECTORIZE_BYTES,
+    }
+    return Call(fold, (jax.random.split(key_fit, folds), ids, x, t, as_tree(augment), class_weights), settings)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "training", "on_epoch", "vectorize"))
+def _crossfit(
+    keys: Any,
+    ids: Any,
+    x: Any,
+    t: Any,
+    augment: Any,
+    weights: Any,
+    *,
+    model: Model,
+    training: Training,
+    on_epoch: Callable[..., None] | None,
+    vectorize: bool,
+) -> tuple[Array, Fitted]:
+    def one(args: Any) -> tuple[Array, Fitted]:
+        key, (train, valid, scored), fold = args
+        held_out, names = (x[valid], t[valid]), {"fold": fold}
+        fitted = train_one(key, x[train], t[train], held_out, augment, weights, names, model, training, on_epoch)
+        return logits(model, fitted.params, x.at[scored].get(mode="clip")), fitted
+
+    args = (keys, ids, jnp.arange(keys.shape[0]))
+    out, fitted = jax.vmap(one)(args) if vectorize else jax.lax.map(one, args)
+    empty = jnp.zeros((t.size, out.shape[-1]), out.dtype)
+    return empty.at[ids[2]].set(out, mode="drop"), fitted
+
+
+def _deal(key: KeyArray, t: np.ndarray, folds: int) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
+    """Stratified folds: `[n]` fold of each sample; ids `[folds, ...]` to train on, select by, score."""
+    n = t.size
+    rng = host_rng(key)
+    fold = np.empty(n, np.int64)
+    fold[np.lexsort((rng.random(n), t))] = np.arange(n) % folds
+    order = rng.permutation(n)
+    least, most = n // folds, -(-n // folds)
+    plan = []
+    for f in range(folds):
+        scored = np.flatnonzero(fold == f)
+        valid = order[fold[order] == (f + 1) % folds][:least]
+        train = np.setdiff1d(order, np.concatenate([scored, valid]))
+        spare = order[np.isin(order, train)][: train.size - (n - most - least)]
+        padded = np.pad(scored, (0, most - scored.size), constant_values=n)  # read as the last, never written
+        plan.append((np.setdiff1d(train, spare), valid, padded))
+    return fold, tuple(np.stack(part).astype(np.int32) for part in zip(*plan, strict=True))

@@ -1,0 +1,297 @@
+"""Fitting a classifier of the treatment, or an ensemble of them, as one compiled program."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.core import Tracer
+from jaxtyping import Key
+
+from psa_jax.arguments import checked
+from psa_jax.propensity.augment import as_tree
+from psa_jax.propensity.loop import Fitted, minimise
+from psa_jax.propensity.model import CHUNK, Model, logits
+from psa_jax.propensity.training import Training, check_training
+from psa_jax.types import Array, Augment, Float, Int, KeyArray, PyTree, map_rows
+
+
+@checked
+def fit(
+    key: KeyArray,
+    model: Model,
+    x: Float[Array, "n ..."],
+    t: Int[Array, " n"],
+    *,
+    training: Training = Training(),
+    valid: tuple[Array, Array] | None = None,
+    augment: Augment | None = None,
+    class_weights: Float[Array, " K"] | None = None,
+    on_epoch: Callable[..., None] | None = None,
+) -> Fitted:
+    """Trains a classifier of the treatment; its logits are `log P(t | x)` up to an offset, the score.
+
+    One compiled scan over epochs and batches (a fresh permutation every epoch, the remainder is left out).
+    Static: model, training, on_epoch and all shapes; traced: key, data, class weights and the settings of augments
+    that are pytrees. Give optimizers and callbacks that live at module level (or are made once): a new
+    `optax.adam(...)` is a new function and compiles again.
+
+    Args:
+        key: decides initial parameters, order, augmentation and dropout.
+        model: see `Model`; `model.init` gets all of `x`.
+        x: features `[n, ...]`, float.
+        t: treatment codes `[n]`, integers in `[0, K)` for a model of K logits.
+        training: optimizer, epochs, batch size and patience; see `Training`.
+        valid: `(x, t)` of other samples. The parameters of the epoch with the lowest loss on them are
+            returned.
+        augment: `(key, batch) -> batch`, see `smoothing`. Validation inputs are augmented as well
+            (once, with a fixed key), because it is the smoothed propensity that is estimated.
+        class_weights: `[K]` factors of the loss of each class; a batch's loss is divided by its sum of
+            weights.
+        on_epoch: `(epoch, train_loss, valid_loss) -> None`, called on the host after every epoch. If it has parameters
+            `member` or `fold`, `fit_ensemble` and `crossfit` tell it which of theirs it is.
+
+    Returns:
+        The parameters and the history.
+
+    Raises:
+        ValueError: empty data, wrong ranks, dtypes or lengths, labels out of range, fewer than two
+            treatments, NaN or infinite features, numbers below 1, class weights of another shape, patience
+            without validation data. Values are not looked at when they are traced.
+
+    Example:
+        >>> from psa_jax.propensity.nets import linear
+        >>> x = jnp.arange(8.0)[:, None]
+        >>> fitted = fit(jax.random.key(0), linear(2), x, jnp.arange(8) // 4, training=Training(epochs=3, batch_size=4))
+        >>> fitted.history.train_loss.shape, int(fitted.history.epochs_run)
+        ((3,), 3)
+
+    References:
+        Xi et al., Propensity Score Alignment of Unpaired Multimodal Data, NeurIPS 2024, arXiv 2404.01595,
+        section 3.
+    """
+    x, t, valid = check(model, x, t, valid, class_weights, training)
+    training = training.resolved(t.size, judged=valid is not None)
+    return _fit(
+        key, x, t, valid, as_tree(augment), class_weights, {}, model=model, training=training, on_epoch=on_epoch
+    )
+
+
+@checked
+def fit_ensemble(
+    keys: Key[Array, " members"],
+    model: Model,
+    x: Float[Array, "n ..."],
+    t: Int[Array, " n"],
+    *,
+    training: Training = Training(),
+    valid: tuple[Array, Array] | None = None,
+    augment: Augment | None = None,
+    class_weights: Float[Array, " K"] | None = None,
+    on_epoch: Callable[..., None] | None = None,
+) -> Fitted:
+    """Trains one classifier for each key, in one program: `vmap` on accelerators, `lax.map` on the CPU.
+
+    Args:
+        keys: `[members]`. Member i is what `fit(keys[i], ...)` gives, up to rounding.
+        model, x, t, training, valid, augment, class_weights: as in `fit`. Under `vmap` a member that has stopped early
+            still computes, though its result does not change.
+        on_epoch: called for every member, in no particular order of members.
+
+    Returns:
+        `Fitted` with a leading axis `[members]` on every leaf.
+
+    Raises:
+        ValueError: as `fit`, and for keys that are not `[members]`.
+
+    Example:
+        >>> from psa_jax.propensity.nets import linear
+        >>> x = jnp.arange(8.0)[:, None]
+        >>> keys = jax.random.split(jax.random.key(0), 2)
+        >>> fitted = fit_ensemble(keys, linear(2), x, jnp.arange(8) // 4, training=Training(epochs=2))
+        >>> fitted.history.train_loss.shape
+        (2, 2)
+    """
+    if jnp.ndim(keys) != 1 or not keys.size:
+        raise ValueError(f"keys: expected [members] typed keys, at least one, got shape {jnp.shape(keys)}")
+    x, t, valid = check(model, x, t, valid, class_weights, training)
+    training = training.resolved(t.size, judged=valid is not None)
+    return _ensemble(
+        keys,
+        x,
+        t,
+        valid,
+        as_tree(augment),
+        class_weights,
+        model=model,
+        training=training,
+        on_epoch=on_epoch,
+        vectorize=jax.default_backend() != "cpu",
+    )
+
+
+@checked
+def class_weights(t: Int[Array, " n"], num_treatments: int) -> Float[Array, " K"]:
+    """Inverse class frequencies, zero for absent classes, with mean one over the samples.
+
+    Training with them estimates the propensity under equal treatment frequencies, so that no prior is left to
+    divide out of the scores.
+
+    Args:
+        t: `[n]` integer codes.
+        num_treatments: K, static.
+
+    Example:
+        >>> class_weights(jnp.array([0, 0, 0, 2]), 3).tolist()
+        [0.6666666865348816, 0.0, 2.0]
+    """
+    counts = jnp.bincount(t, length=num_treatments).astype(jnp.float32)
+    present = (counts > 0).astype(counts.dtype)
+    return present * counts.sum() / (jnp.maximum(counts, 1) * jnp.maximum(present.sum(), 1))
+
+
+def train_one(
+    key: KeyArray,
+    x: Float[Array, "n ..."],
+    t: Int[Array, " n"],
+    valid: tuple[Array, Array] | None,
+    augment: Any,
+    weights: Array | None,
+    names: dict[str, Array],
+    model: Model,
+    training: Training,
+    on_epoch: Callable[..., None] | None,
+) -> Fitted:
+    """One classifier, inside a jitted function; the arguments are those of `fit`, checked, and names for `on_epoch`."""
+    key_init, key_valid, key_loop = jax.random.split(key, 3)
+    params = model.init(key_init, x)
+
+    def losses(out: Array, t: Array) -> tuple[Array, Array]:
+        loss = optax.softmax_cross_entropy_with_integer_labels(out, t)
+        weight = jnp.ones_like(loss) if weights is None else jnp.asarray(weights).astype(loss.dtype)[t]
+        return loss * weight, weight
+
+    def mean(loss: Array, weight: Array) -> Array:
+        total = weight.sum()
+        return jnp.where(total > 0, loss.sum() / jnp.where(total > 0, total, 1), 0)
+
+    def loss(params: PyTree, ids: Array, key: KeyArray) -> tuple[Array, PyTree]:
+        key_augment, key_apply = jax.random.split(key)
+        batch = x[ids] if augment is None else augment(key_augment, x[ids])
+        out, params = model.apply(params, batch, train=True, key=key_apply)
+        return mean(*losses(out, t[ids])), params
+
+    def smooth(rows: tuple[Array, Array]) -> Array:
+        return augment(jax.random.fold_in(key_valid, rows[0][0]), rows[1])
+
+    x_valid, t_valid = (x, t) if valid is None else valid
+    if valid is not None and augment is not None:
+        x_valid = map_rows(smooth, (jnp.arange(t_valid.size), x_valid), CHUNK)
+
+    def valid_loss(params: PyTree) -> Array:
+        return mean(*losses(logits(model, params, x_valid), t_valid))
+
+    return minimise(
+        key_loop,
+        params,
+        model.trainable(params),
+        t.size,
+        loss,
+        valid_loss=None if valid is None else valid_loss,
+        training=training,
+        model=model,
+        on_epoch=on_epoch,
+        names=names,
+    )
+
+
+_fit = jax.jit(train_one, static_argnames=("model", "training", "on_epoch"))
+
+
+@functools.partial(jax.jit, static_argnames=("model", "training", "on_epoch", "vectorize"))
+def _ensemble(
+    keys: Any,
+    x: Any,
+    t: Any,
+    valid: Any,
+    augment: Any,
+    weights: Any,
+    *,
+    model: Model,
+    training: Training,
+    on_epoch: Callable[..., None] | None,
+    vectorize: bool,
+) -> Fitted:
+    def one(args: tuple[KeyArray, Array]) -> Fitted:
+        key, member = args
+        return train_one(key, x, t, valid, augment, weights, {"member": member}, model, training, on_epoch)
+
+    args = keys, jnp.arange(keys.shape[0])
+    return jax.vmap(one)(args) if vectorize else jax.lax.map(one, args)
+
+
+@functools.lru_cache(maxsize=128)
+def num_outputs(model: Model, shape: tuple[int, ...], dtype: Any) -> int:
+    """The number of logits a model gives for inputs `[n, *shape]`; traces the model once."""
+
+    def logits(key: KeyArray, x: Array) -> Array:
+        return model.apply(model.init(key, x), x, train=False, key=None)[0]
+
+    out = jax.eval_shape(logits, jax.random.key(0), jax.ShapeDtypeStruct((2, *shape), dtype))
+    if len(out.shape) != 2 or out.shape[0] != 2:
+        raise ValueError(f"model: expected logits [n, K], got shape {out.shape} for n = 2")
+    return out.shape[1]
+
+
+def check(
+    model: Model, x: Any, t: Any, valid: Any, weights: Any, training: Any
+) -> tuple[Array, Array, tuple[Array, Array] | None]:
+    """Raises what is wrong by name; returns arrays, labels as int32."""
+    check_training(training, judged=valid is not None)
+    x, t = _check_samples(model, x, t, "")
+    codes = None if isinstance(t, Tracer) else np.unique(np.asarray(t))
+    if codes is not None and codes.size < 2:
+        raise ValueError(f"t: expected at least two treatments, got only {codes.tolist()}")
+    if valid is not None:
+        valid = _check_samples(model, valid[0], valid[1], "valid: ")
+        if valid[0].shape[1:] != x.shape[1:]:
+            raise ValueError(f"valid: x: expected shape [n, *{x.shape[1:]}], got {valid[0].shape}")
+    k = num_outputs(model, x.shape[1:], x.dtype)
+    if weights is not None and jnp.shape(weights) != (k,):
+        raise ValueError(f"class_weights: expected shape ({k},), got {jnp.shape(weights)}")
+    if weights is not None and codes is not None and not isinstance(weights, Tracer):
+        present = np.asarray(weights)[codes]
+        if not (np.isfinite(present).all() and (present >= 0).all() and present.any()):
+            raise ValueError(
+                f"class_weights: expected finite numbers of at least 0, not all 0, for treatments of t, got {present}"
+            )
+    return x, t, valid
+
+
+def _check_samples(model: Model, x: Any, t: Any, where: str) -> tuple[Array, Array]:
+    if not isinstance(t, Tracer) and not np.issubdtype(np.asarray(t).dtype, np.integer):
+        raise ValueError(f"{where}t: expected integer codes [n], got {np.asarray(t).dtype} {np.shape(t)}")
+    x, t = jnp.asarray(x), jnp.asarray(t)
+    if x.ndim < 2 or not x.size or not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(f"{where}x: expected float features [n, ...], n at least 1, got {x.dtype} {x.shape}")
+    if t.ndim != 1 or not jnp.issubdtype(t.dtype, jnp.integer):
+        raise ValueError(f"{where}t: expected integer codes [n], got {t.dtype} {t.shape}")
+    if t.size != x.shape[0]:
+        raise ValueError(f"{where}expected as many labels as samples, got {t.size} labels, {x.shape[0]} samples")
+    k = num_outputs(model, x.shape[1:], x.dtype)
+    if not isinstance(t, Tracer):
+        bad = np.flatnonzero((np.asarray(t) < 0) | (np.asarray(t) >= k))
+        if bad.size:
+            raise ValueError(f"{where}t: expected codes in [0, {k}), got {np.asarray(t)[bad[0]]} at row {bad[0]}")
+    if not isinstance(x, Tracer):
+        with jax.ensure_compile_time_eval():
+            bad = np.flatnonzero(~np.asarray(jnp.isfinite(x).all(tuple(range(1, x.ndim)))))
+        if bad.size:
+            raise ValueError(
+                f"{where}x: expected finite features, got NaN or infinity in {bad.size} of "
+                f"{x.shape[0]} rows, the first at row {bad[0]}"
+            )
+    return x, t.astype(jnp.int32)

@@ -1,0 +1,212 @@
+"""One modality on its own: its classifiers, calibration and scores, and what scores new samples of it."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from psa_jax.ahead import ready
+from psa_jax.data.samples import Modality
+from psa_jax.progress import Watch
+from psa_jax.propensity.calibration import Calibration, calibration
+from psa_jax.propensity.crossfit import Call, prepared
+from psa_jax.propensity.fit import fit_ensemble, num_outputs
+from psa_jax.propensity.learner import Learner
+from psa_jax.propensity.loop import Fitted
+from psa_jax.propensity.model import Model, logits
+from psa_jax.propensity.nets import default_model
+from psa_jax.propensity.scorer import Scorer
+from psa_jax.propensity.scores import from_logits, log_prior
+from psa_jax.types import Array, Float, KeyArray, PyTree, pytree
+
+
+@pytree
+class Representation:
+    """Scores of one modality and where they come from; the fields are those of `Alignment`."""
+
+    scores: Float[Array, "n d"]
+    member_scores: Float[Array, "members n d"]
+    fitted: Fitted
+    calibration: Calibration
+    scorer: Scorer
+
+
+@dataclasses.dataclass(frozen=True)
+class Lesson:
+    """What is to be learnt from one modality, checked; `lesson` makes it and `learn` does it."""
+
+    name: str
+    modality: Modality
+    num_treatments: int
+    model: Model
+    learner: Learner
+    target: Modality | None
+    valid: Modality | None
+    calls: tuple[Call, ...]
+    keys: Any
+    on_epoch: Any
+
+    def compile_ahead(self) -> Future | None:
+        """Compiles its training in the background; None where that does not pay."""
+        return self.calls[0].compile_ahead() if self.calls else None
+
+
+def lesson(
+    key: KeyArray,
+    name: str,
+    modality: Modality,
+    num_treatments: int,
+    learner: Learner,
+    watch: Watch,
+    *,
+    target: Modality | None = None,
+    valid: Modality | None = None,
+) -> Lesson:
+    """Everything that can be said of learning one modality before anything is trained. Host only; see `align`.
+
+    Args:
+        key: a typed key.
+        name: of the modality, for messages.
+        modality: what to learn from.
+        num_treatments: the number of treatment codes.
+        learner: all settings.
+        watch: who is going to be told of the progress.
+        target: the samples to score; None scores those of `modality`, by cross-fitting.
+        valid: held-out samples, with a target only.
+
+    Raises:
+        ValueError: a model of another number of outputs, no default model for such features.
+    """
+    model = learner.model or default_model(f"modality {name}: model", modality.x, num_treatments)
+    if (outputs := num_outputs(model, modality.x.shape[1:], modality.x.dtype)) != num_treatments:
+        raise ValueError(
+            f"modality {name}: model: expected {num_treatments} logits, one for each treatment, got {outputs}"
+        )
+    learner = dataclasses.replace(learner, training=learner.training.resolved(modality.x.shape[0], judged=True))
+    keys = jax.random.split(key, learner.members)
+    calls = ()
+    if target is None or valid is None:
+        settings = learner.folds, learner.training, learner.augment, None, watch.on_epoch
+        calls = tuple(prepared(member, model, modality.x, modality.t, *settings) for member in keys)
+    return Lesson(name, modality, num_treatments, model, learner, target, valid, calls, keys, watch.on_epoch)
+
+
+def ahead(lessons: Sequence[Lesson]) -> list[Future | None]:
+    """Compiles the programs of all lessons but the first in the background, while the first is at work."""
+    return [None, *(later.compile_ahead() for later in lessons[1:])]
+
+
+def learn_all(
+    lessons: Sequence[Lesson], programs: Sequence[Future | None], shared: np.ndarray, watch: Watch
+) -> list[Representation]:
+    """Learns one modality after the other, each when its program is compiled."""
+    found = []
+    for one, program in zip(lessons, programs, strict=True):
+        if program is not None:
+            ready(program)
+        found.append(learn(one, shared, watch))
+    return found
+
+
+def learn(lesson: Lesson, shared: np.ndarray, watch: Watch) -> Representation:
+    """Fits classifiers of the treatment to one modality and scores samples of it. Host only; see `align`.
+
+    Args:
+        lesson: see `lesson`.
+        shared: the treatments that make the scores' columns.
+        watch: who is told of the progress.
+
+    Raises:
+        ValueError: training that diverged, scores that are not finite.
+    """
+    name, modality, model, learner = lesson.name, lesson.modality, lesson.model, lesson.learner
+    training, target, valid = learner.training, lesson.target, lesson.valid
+    assert training.epochs is not None
+    runs = learner.members * (learner.folds if lesson.calls else 1)
+    watch.begin("classifiers", runs * training.epochs, modality=name, epochs=training.epochs)
+    if target is None or valid is None:
+        found = []
+        for member, call in enumerate(lesson.calls):
+            watch.run(member=member)
+            found.append(call.run())
+        fitted, held_out, labels = _stacked([run.fitted for run in found]), None, modality.t
+        target_logits = tuple(run.logits for run in found)
+    else:
+        fitted = fit_ensemble(
+            lesson.keys,
+            model,
+            modality.x,
+            modality.t,
+            valid=(valid.x, valid.t),
+            training=training,
+            augment=learner.augment,
+            on_epoch=lesson.on_epoch,
+        )
+        target_logits, held_out = (_member_logits(model, fitted.params, x) for x in (target.x, valid.x))
+        labels = valid.t
+    if (np.asarray(fitted.history.best_epoch) < 0).any():
+        raise ValueError(
+            f"modality {name}: expected training to converge, but the validation loss was never finite "
+            "(is the augmentation or the learning rate too large?)"
+        )
+    columns = jnp.asarray(shared)
+    scores, member_scores, calibrated, prior, finite = _scores(
+        target_logits, held_out, labels, modality.t, columns, learner.transform, learner.divide_prior
+    )
+    bad = np.flatnonzero(~np.asarray(finite))
+    if bad.size:
+        raise ValueError(
+            f"modality {name}: expected finite scores, got NaN or infinity in {bad.size} of {scores.shape[0]} "
+            f"rows, the first at row {bad[0]}"
+        )
+    scorer = Scorer(
+        calibrated.temperature,
+        prior,
+        columns,
+        modality.x.shape[1:],
+        modality.x.dtype.name,
+        model,
+        learner.transform,
+    )
+    return Representation(scores, member_scores, fitted, calibrated, scorer)
+
+
+@functools.partial(jax.jit, static_argnames=("transform", "divide_prior"))
+def _scores(
+    members: Any,
+    held_out: Array | None,
+    labels: Array,
+    t: Array,
+    columns: Array,
+    transform: Callable[[Any], Any],
+    divide_prior: bool,
+) -> tuple[Array, Array, Calibration, Array | None, Array]:
+    """Scores of the mean logits and of each member's, calibrated on those held out (on themselves if None)."""
+    out = jnp.stack(members) if isinstance(members, tuple) else members
+    mean = out.mean(0)
+    found = calibration(mean if held_out is None else held_out.mean(0), labels)
+    prior = log_prior(t, out.shape[-1]) if divide_prior else None
+
+    def convert(logits: Array) -> Array:
+        return from_logits(
+            logits, temperature=found.temperature, log_prior=prior, transform=transform, treatments=columns
+        )
+
+    scores = convert(mean)
+    return scores, jax.vmap(convert)(out), found, prior, jnp.isfinite(scores).all(-1)
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def _member_logits(model: Model, params: PyTree, x: Array) -> Float[Array, "members n K"]:
+    """The logits of an ensemble, whose params have a leading axis `[members]`."""
+    return jax.lax.map(lambda member: logits(model, member, x), params)
+
+
+@jax.jit
+def _stacked(trees: list[PyTree]) -> PyTree:
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)

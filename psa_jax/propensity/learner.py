@@ -1,0 +1,75 @@
+"""How the scores of one modality are learnt, in one frozen object."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from psa_jax.propensity.augment import smoothing
+from psa_jax.propensity.model import Model
+from psa_jax.propensity.scores import centre
+from psa_jax.propensity.training import Training, check_training
+from psa_jax.types import Augment, brief
+
+
+@dataclasses.dataclass(frozen=True)
+class Learner:
+    """Every setting of one modality's propensity scores; the arguments `a` and `b` of `align`.
+
+    Attributes:
+        model: the classifier of the treatment; by default `mlp((256, 256), K)` for vectors `[n, d]` and
+            `conv((32, 64, 128), K)` for images `[n, H, W, C]`, K the number of treatments.
+        augment: `(key, batch) -> batch`, a random change that smooths the propensity, or None. The lever that matters
+            most; see `smoothing`, the default.
+        training: see `Training`.
+        members: classifiers to train; their logits are averaged.
+        folds: see `crossfit`; without a query only.
+        transform: of logits to scores, see `from_logits`. It should be the same for both modalities.
+        divide_prior: subtract the log treatment frequencies from the logits, so that scores do not depend on how often
+            a treatment was given. It should be the same for both modalities.
+
+    Raises:
+        ValueError: members or folds that are no such numbers, functions that are none.
+
+    Example:
+        >>> Learner(members=3).members
+        3
+        >>> Learner() == Learner(training=Training())
+        True
+    """
+
+    model: Model | None = None
+    augment: Augment | None = smoothing
+    training: Training = Training()
+    members: int = 1
+    folds: int = 5
+    transform: Callable[[Any], Any] = centre
+    divide_prior: bool = True
+
+    def __repr__(self) -> str:
+        """What differs from the default."""
+        changed = [f for f in dataclasses.fields(self) if getattr(self, f.name) != f.default]
+        return f"Learner({', '.join(f'{field.name}={brief(getattr(self, field.name))}' for field in changed)})"
+
+    def __post_init__(self) -> None:
+        check_training(self.training)
+        for name, least in (("members", 1), ("folds", 3)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not hasattr(value, "__index__"):
+                raise ValueError(f"{name}: expected an integer of at least {least}, got {value!r}")
+            if value < least:
+                raise ValueError(f"{name}: expected at least {least}, got {value}")
+        if self.model is not None and not (hasattr(self.model, "init") and hasattr(self.model, "apply")):
+            raise ValueError(f"model: expected psa_jax.Model(init, apply), such as psa_jax.mlp, got {self.model!r}")
+        if self.augment is not None and not callable(self.augment):
+            raise ValueError(f"augment: expected a function (key, batch) -> batch or None, got {self.augment!r}")
+        if not callable(self.transform):
+            raise ValueError(f"transform: expected a function of scores [n, d], got {self.transform!r}")
+
+
+def check_learner(name: str, learner: object) -> Learner:
+    """The learner, the default for None; a `ValueError` that says `name` if it is none."""
+    if learner is None:
+        return Learner()
+    if not isinstance(learner, Learner):
+        raise ValueError(f"{name}: expected psa_jax.Learner(model=..., training=...), got {learner!r}")
+    return learner

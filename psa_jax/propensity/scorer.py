@@ -1,0 +1,52 @@
+"""What turns a classifier's logits into scores, kept to score new samples."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from psa_jax.propensity.model import Model, logits
+from psa_jax.propensity.scores import from_logits
+from psa_jax.types import Array, Float, Int, PyTree, pytree, static
+
+
+@pytree
+class Scorer:
+    """What turns a classifier's logits into scores; with `Fitted.params` it scores new samples.
+
+    Attributes:
+        temperature: what the logits are divided by.
+        log_prior: `[K]` log treatment frequencies that are subtracted, or None.
+        treatments: `[d]` the treatments whose columns are kept.
+        features: static; the shape of one sample.
+        dtype: static; the name of the features' type.
+        model: static; the classifier.
+        transform: static; see `propensity`.
+    """
+
+    temperature: Float[Array, ""]
+    log_prior: Float[Array, " K"] | None
+    treatments: Int[Array, " d"]
+    features: tuple[int, ...] = static()
+    dtype: str = static()
+    model: Model = static()
+    transform: Callable[[Any], Any] = static()
+
+    def convert(self, out: Float[Array, "n K"]) -> Float[Array, "n d"]:
+        """Scores of logits."""
+        return from_logits(
+            out,
+            temperature=self.temperature,
+            log_prior=self.log_prior,
+            transform=self.transform,
+            treatments=self.treatments,
+        )
+
+    @functools.partial(jax.jit, static_argnames="axes")
+    def score(self, params: PyTree, x: Float[Array, "n ..."], axes: int) -> Float[Array, "n d"]:
+        """Scores of samples by the mean logits of classifiers, whose `params` have `axes` leading axes."""
+        if x.shape[1:] != self.features:
+            raise ValueError(f"x: expected features {self.features}, got {x.shape[1:]}")
+        params = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[axes:]), params)
+        return self.convert(jax.lax.map(lambda one: logits(self.model, one, x), params).mean(0))
