@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import AbstractArray, Shaped
+from jaxtyping import AbstractArray, Float, Shaped
 
 F = TypeVar("F", bound=Callable[..., Any])
 Check = Callable[[str, Any], Any]
@@ -141,11 +141,16 @@ def _any_of(checks: list[Check], optional: bool, name: str, value: Any) -> Any:
     raise first from None
 
 
+def numbers(name: str, value: Any) -> jax.Array:
+    """An array of numbers, samples on axis 0, of whatever holds them; a `ValueError` that says `name` if it is none."""
+    return _array(Float[jax.Array, "n ..."], name, value)
+
+
 def _array(annotation: Any, name: str, value: Any) -> Any:
     dims = annotation.dim_str.split()
     integers = isinstance(annotation.dtypes, list | tuple) and all("int" in str(kind) for kind in annotation.dtypes)
     word = "integers" if integers else "numbers"
-    shape = f"[{', '.join(d for d in dims)}]".replace("*", "") if dims else "one number"
+    shape = f"[{', '.join(dims)}]".replace("*", "...") if dims else "one number"
     expected = (
         f"{name}: expected {word} {shape}" if dims else f"{name}: expected {'one integer' if integers else shape}"
     )
@@ -157,6 +162,8 @@ def _array(annotation: Any, name: str, value: Any) -> Any:
     if hasattr(value, "to_numpy"):
         array = value.to_numpy()
     if not (hasattr(array, "dtype") and hasattr(array, "shape")):
+        if isinstance(array, list | tuple) and any(np.ndim(entry) > 1 for entry in array if hasattr(entry, "dtype")):
+            raise ValueError(f"{expected}, got {_told(value)} arrays")
         try:
             array = np.asarray(array)
         except ValueError as error:

@@ -1,8 +1,8 @@
 """Strict settings for every test: dtype and rank promotion are errors, and the host plays four devices.
 
 Nearly all the time of these tests is compiling. So the processes of one run share their programs, and these are made
-quickly rather than made quick: LLVM does not optimise them, and where XLA has two ways to emit code for the CPU it takes
-the one that compiles three times as fast. Benchmarks, notebooks and users have XLA's defaults.
+quickly rather than made quick: LLVM does not optimise them, and where XLA has two ways to emit code for the CPU it
+takes the one that compiles three times as fast. Benchmarks, notebooks and users have XLA's defaults.
 """
 
 import atexit
@@ -18,11 +18,12 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # once, before workers and ch
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
 
-flags = ["--xla_force_host_platform_device_count=4", "--xla_backend_optimization_level=0"]
-flags.append("--xla_cpu_parallel_codegen_split_count=1")
+os.environ["XLA_FLAGS"] = (
+    "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0 "
+    "--xla_cpu_parallel_codegen_split_count=1 " + os.environ.get("XLA_FLAGS", "")
+)
 if tuple(map(int, importlib.metadata.version("jaxlib").split(".")[:2])) < (0, 11):  # later ones have one way
-    flags.append("--xla_cpu_use_fusion_emitters=false")
-os.environ["XLA_FLAGS"] = " ".join([*flags, os.environ.get("XLA_FLAGS", "")])
+    os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 
 import jax
 import numpy as np

@@ -16,6 +16,7 @@ def blocks(language):
     return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
 
 
+@pytest.mark.slow  # as users run them: with the default models and as many epochs as it takes
 @pytest.mark.parametrize("example", blocks("python"), ids=["align", "own_data", "settings", "layer"])
 def test_examples_run(example, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)  # examples may write files

@@ -21,7 +21,9 @@ def objects():
         alignment = psa.align(jax.random.key(0), data, a=quick, b=quick)
     scores = jnp.concatenate([alignment.scores_a, jnp.sin(alignment.scores_a)], 1)
     others = jnp.concatenate([alignment.scores_b, jnp.sin(alignment.scores_b)], 1)
-    sweep = psa.select_eps(jax.random.key(1), scores, others, alignment.groups, np.geomspace(0.05, 1, 20), repeats=1, draws=1)
+    sweep = psa.select_eps(
+        jax.random.key(1), scores, others, alignment.groups, np.geomspace(0.05, 1, 20), repeats=1, draws=1
+    )
     w = jnp.full(3, 1 / 3)
     return {
         "Unpaired": data,
@@ -93,7 +95,9 @@ def test_settings_show_what_differs_from_the_default():
 
 
 def test_values_that_are_no_alignment_still_show():
-    many = psa.Unpaired(psa.Modality(jnp.ones((4, 2, 2, 1)), jnp.arange(4)), psa.Modality(jnp.ones((4, 1)), jnp.arange(4)), 30)
+    many = psa.Unpaired(
+        psa.Modality(jnp.ones((4, 2, 2, 1)), jnp.arange(4)), psa.Modality(jnp.ones((4, 1)), jnp.arange(4)), 30
+    )
     text = repr(many)
     assert "shape [2, 2, 1]" in text
     assert "and 22 more" in text

@@ -65,7 +65,7 @@ def keys_of(name: str, labels: Any) -> list[Any]:
         raise ValueError(f"{name}: expected labels [n], one for each sample, got {labels!r}")
     if hasattr(labels, "columns"):
         raise ValueError(f"{name}: expected labels [n], got a table of columns {list(labels.columns)[:SHOWN]}")
-    array = np.asarray(labels, dtype=object) if not hasattr(labels, "dtype") else np.asarray(labels)
+    array = np.asarray(labels, dtype=object) if not hasattr(labels, "dtype") else np.asanyarray(labels)
     if array.ndim != 1:
         raise ValueError(f"{name}: expected labels [n], one for each sample, got shape {array.shape}")
     if not array.size:
@@ -122,7 +122,7 @@ def listed(which: Any, names: tuple[str, ...] | None, most: int = 10) -> str:
 
 
 def _key(name: str, label: Any) -> Any:
-    if label is None or label is np.ma.masked:
+    if label is None or label is np.ma.masked or type(label).__name__ in ("NAType", "NaTType"):
         return None
     if isinstance(label, bool | np.bool_):
         return bool(label)
@@ -138,7 +138,7 @@ def _key(name: str, label: Any) -> Any:
         # the shortest decimal that reads back as this number in its own precision: float32's 0.1 is 0.1
         number = float(str(label)) if isinstance(label, np.floating) else label
         return int(number) if number.is_integer() and abs(number) < 2**53 else number
-    if label != label or type(label).__name__ in ("NAType", "NaTType"):
+    if isinstance(label, np.datetime64 | np.timedelta64) and np.isnat(label):
         return None
     if isinstance(label, tuple | list | dict | set | np.ndarray):
         raise ValueError(f"{name}: expected one label for each sample, got {label!r}")

@@ -184,7 +184,12 @@ def load_alignment(
 
 def _today(described: str) -> str:
     """What a file says of a function, with the modules of version 0.4 by the names that they have now."""
-    return re.sub(r"\bpsa_jax\.(\w+)\.", lambda m: f"psa_jax.{MOVED.get(m[1], m[1])}.", described)
+    described = re.sub(r"\bpsa_jax\.(\w+)\.", lambda m: f"psa_jax.{MOVED.get(m[1], m[1])}.", described)
+    return re.sub(r"\bpsa_jax\.match\.(low_rank\.factored|gw\.stored)\b", _in_kernels, described)
+
+
+def _in_kernels(found: re.Match[str]) -> str:
+    return "psa_jax.match.kernels." + found[1].rpartition(".")[2]
 
 
 def describe(value: Any) -> str:

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,7 @@ from psa_jax.progress import Progress, Watch, watching
 from psa_jax.types import Array, Bool, Float, Int, KeyArray, float_dtype, map_rows
 
 
+@runtime_checkable
 class Aligned(Protocol):
     """What `diagnose` reads of an alignment."""
 
@@ -217,7 +218,7 @@ def _check(alignment: Aligned, matcher: Any, repeats: int, draws: int, permutati
 
 def _members(alignment: Aligned) -> list[tuple[Array, Array]]:
     sides = alignment.member_scores_a, alignment.member_scores_b
-    return [] if sides[0] is None or sides[1] is None else list(zip(*sides, strict=True))
+    return [] if sides[0] is None or sides[1] is None else list(zip(*sides, strict=False))  # as many as both have
 
 
 @jax.jit

@@ -11,7 +11,7 @@ from ott.solvers.linear.sinkhorn_lr import LRSinkhorn
 
 from psa_jax.coupling.coupling import Coupling, Info, masked
 from psa_jax.match.cost import cosine, direction
-from psa_jax.match.low_rank import factored
+from psa_jax.match.kernels import factored
 from psa_jax.types import Array, Cost, solver_dtype
 
 CHANGE_PER_TOL = 10.0

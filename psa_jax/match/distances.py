@@ -1,6 +1,7 @@
 """Distances within one modality, for matching by them: plain ones, and along a graph of neighbours."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -13,6 +14,8 @@ from psa_jax.arguments import checked
 from psa_jax.match.cost import euclidean, pairwise
 from psa_jax.match.neighbours import check_k
 from psa_jax.types import Array, Bool, Cost, Float
+
+Distances = Callable[[Any, Any], Any]  # of samples [n, ...] and which are real [n], to [n, n]
 
 
 @checked

@@ -1,25 +1,18 @@
 """Gromov-Wasserstein matching within one treatment, solved by ott-jax: distances within each modality, not across."""
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from jax.core import Tracer
 
-from psa_jax.arguments import checked
+from psa_jax.arguments import checked, numbers
 from psa_jax.coupling.coupling import Coupling
 from psa_jax.match.cost import euclidean
-from psa_jax.match.distances import plain_distances
+from psa_jax.match.distances import Distances, plain_distances
 from psa_jax.match.entropic import Relative, check_range
 from psa_jax.types import Array, Cost, Float, Number
 
-Distances = Callable[[Any, Any], Any]
 DEFAULT_EPS = Relative(0.05)
-
-
-def stored(left: Array, right: Array, args: Any) -> Array:
-    """The kernel of a stored plan: a row's log masses at the columns."""
-    return left[:, right]
 
 
 @checked
@@ -91,8 +84,8 @@ def gromov_wasserstein(
 
 @checked
 def fused_gromov_wasserstein(
-    u: tuple[Float[Array, "n ..."], Float[Array, "n ..."]] | Float[Array, "n ..."],
-    v: tuple[Float[Array, "m ..."], Float[Array, "m ..."]] | Float[Array, "m ..."],
+    u: Any,
+    v: Any,
     a: Float[Array, " n"],
     b: Float[Array, " m"],
     *,
@@ -153,13 +146,14 @@ def fused_gromov_wasserstein(
     return solve((x, y), (p, q), a, b, eps, alpha, tol, distances, cost, max_iters, None)
 
 
-def _parts(name: str, side: Any) -> tuple[Any, Any]:
+def _parts(name: str, side: Any) -> tuple[Array, Array]:
     """Scores and features of one side."""
     if not isinstance(side, tuple | list):
+        side = numbers(name, side)
         return side, side
     if len(side) != 2:
         raise ValueError(f"{name}: expected (scores, features), got {len(side)} arrays")
-    return side[0], side[1]
+    return numbers(f"{name}'s scores", side[0]), numbers(f"{name}'s features", side[1])
 
 
 def _check_sides(name: str, x: Any, weight_name: str, weights: Any) -> None:

@@ -1,24 +1,10 @@
 """Optimal transport by plans of low rank within one treatment, for millions of samples, solved by ott-jax."""
 
-import jax
-import jax.numpy as jnp
-
 from psa_jax.arguments import checked
 from psa_jax.coupling.coupling import Coupling
 from psa_jax.match.cost import check, cosine, squared_euclidean
 from psa_jax.match.entropic import check_range
 from psa_jax.types import Array, Cost, Float
-
-
-def factored(left: Float[Array, "k r"], right: Float[Array, "m r"], args: Float[Array, " r"]) -> Float[Array, "k m"]:
-    """Log masses `log sum_k q_ik r_jk / g_k` from log q, log r and log g, by one matrix product of shifted factors."""
-    right = right - args[None]
-    tops = []
-    for side in (left, right):
-        top = jax.lax.stop_gradient(side.max(axis=1, keepdims=True))
-        tops.append(jnp.where(top != -jnp.inf, top, 0))
-    mass = jnp.matmul(jnp.exp(left - tops[0]), jnp.exp(right - tops[1]).T, precision="highest")
-    return jnp.where(mass > 0, jnp.log(jnp.where(mass > 0, mass, 1)) + tops[0] + tops[1].T, -jnp.inf)
 
 
 @checked
@@ -70,6 +56,7 @@ def low_rank_sinkhorn(
             are known when tracing.
 
     Example:
+        >>> import jax.numpy as jnp
         >>> u = jnp.array([[0.0], [0.1], [5.0], [5.1]])
         >>> C = low_rank_sinkhorn(u, u[::-1], jnp.full(4, 0.25), jnp.full(4, 0.25), rank=2)
         >>> (4 * C.dense()).round(1).tolist()

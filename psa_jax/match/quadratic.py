@@ -13,9 +13,9 @@ from ott.solvers.quadratic.gromov_wasserstein_lr import LRGromovWasserstein
 
 from psa_jax.coupling.coupling import Coupling, Info, masked
 from psa_jax.match.cost import all_finite, fill_padding, pairwise
+from psa_jax.match.distances import Distances
 from psa_jax.match.entropic import Relative
-from psa_jax.match.gw import Distances, stored
-from psa_jax.match.low_rank import factored
+from psa_jax.match.kernels import factored, stored
 from psa_jax.types import Array, pytree, solver_dtype
 
 LINEAR_ITERS = 2000

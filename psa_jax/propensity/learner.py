@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from psa_jax.propensity.augment import smoothing
 from psa_jax.propensity.model import Model
 from psa_jax.propensity.scores import centre
@@ -54,10 +56,11 @@ class Learner:
         check_training(self.training)
         for name, least in (("members", 1), ("folds", 3)):
             value = getattr(self, name)
-            if isinstance(value, bool) or not hasattr(value, "__index__"):
+            if isinstance(value, bool) or not isinstance(value, int | np.integer):
                 raise ValueError(f"{name}: expected an integer of at least {least}, got {value!r}")
             if value < least:
                 raise ValueError(f"{name}: expected at least {least}, got {value}")
+            object.__setattr__(self, name, int(value))
         if self.model is not None and not (hasattr(self.model, "init") and hasattr(self.model, "apply")):
             raise ValueError(f"model: expected psa_jax.Model(init, apply), such as psa_jax.mlp, got {self.model!r}")
         if self.augment is not None and not callable(self.augment):

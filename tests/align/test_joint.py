@@ -58,6 +58,7 @@ def problem(n=400, seed=0):
     return psa.Unpaired(*sides, T), states
 
 
+@pytest.mark.slow  # a soak
 def test_a_thousand_steps_are_stable():
     data, (z_a, z_b) = problem()
     models = {"a": PLAIN, "b": PLAIN}

@@ -212,6 +212,7 @@ def test_the_gradient_is_reversed():
     np.testing.assert_allclose((value, slope), (9, -0.7 * 6), rtol=1e-6)
 
 
+@pytest.mark.slow  # five trainings
 def test_vae_mixes_modalities_and_keeps_treatments():
     n, m, keys = 720, 540, jax.random.split(KEY, 5)
     data, _ = draw(9, n, m)

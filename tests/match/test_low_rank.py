@@ -8,7 +8,7 @@ import pytest
 from problems import MATCHED, pair_of_clouds, ragged, uniform
 
 import psa_jax as psa
-from psa_jax.match.low_rank import factored
+from psa_jax.match.kernels import factored
 
 N, M = 60, 45
 
