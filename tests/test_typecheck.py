@@ -13,17 +13,10 @@ PROGRAM = """
         import psa_jax as psa
         from psa_jax import baselines, datasets
 
-    import concurrent.futures
     import functools
     import sys
     import jax
     import jax.numpy as jnp
-
-    # to compile ahead JAX rebuilds our trees around descriptions of arrays, which are none: everything else is checked
-    done = concurrent.futures.Future()
-    done.set_result(None)
-    for module in ("psa_jax.match.blockwise", "psa_jax.propensity.crossfit"):
-        sys.modules[module].compile_ahead = lambda *args, **static: done
 
     key = jax.random.key(0)
     t = jnp.arange(48) % 3

@@ -17,7 +17,7 @@ from psa_jax.data.samples import Modality, Unpaired, on_host
 from psa_jax.match import sinkhorn
 from psa_jax.match.blockwise import blockwise
 from psa_jax.progress import Progress, watching
-from psa_jax.propensity.learn import Representation, ahead, learn_all, lesson
+from psa_jax.propensity.learn import Representation, classifier, learn
 from psa_jax.propensity.learner import Learner, check_learner
 from psa_jax.types import KeyArray, pytree, static
 
@@ -138,12 +138,13 @@ def align_many(
             f"modalities: expected at least two treatments that all have, got only [{listed(shared, told)}]"
         )
     check_matcher(matcher, int(shared.size))
+    for place, side in enumerate(sides):
+        classifier(str(place), side, num_treatments, settings[place])
     with watching(progress) as watch:
-        lessons = [
-            lesson(jax.random.fold_in(key, place), str(place), side, num_treatments, settings[place], watch)
+        found = tuple(
+            learn(jax.random.fold_in(key, place), str(place), side, num_treatments, shared, settings[place], watch)
             for place, side in enumerate(sides)
-        ]
-        found = tuple(learn_all(lessons, ahead(lessons), shared, watch))
+        )
         couplings, plans = [], []
         watch.begin("matching", number - 1)
         for place, side in enumerate(sides):

@@ -17,10 +17,10 @@ from psa_jax.data.labels import listed
 from psa_jax.data.samples import Unpaired, check_like, on_host, validate
 from psa_jax.data.split import split
 from psa_jax.match import sinkhorn
-from psa_jax.match.blockwise import blockwise, blockwise_ahead
+from psa_jax.match.blockwise import blockwise
 from psa_jax.match.eot import MAX_ROUNDING
 from psa_jax.progress import Progress, watching
-from psa_jax.propensity.learn import ahead, learn_all, lesson
+from psa_jax.propensity.learn import classifier, learn
 from psa_jax.propensity.learner import Learner, check_learner
 from psa_jax.types import Array, KeyArray
 
@@ -100,24 +100,24 @@ def align(
     aligned = data if query is None else query
     if query is not None and valid is None:
         data, valid = _hold_out(key_split, data)
+    for name, learner in learners.items():  # what does not fit b is better known before a is learnt
+        classifier(name, getattr(data, name), data.num_treatments, learner)
     with watching(progress) as watch:
-        lessons = [
-            lesson(
+        side_a, side_b = (
+            learn(
                 k,
                 name,
                 getattr(data, name),
                 data.num_treatments,
+                shared,
                 learners[name],
                 watch,
                 target=None if query is None else getattr(query, name),
                 valid=None if valid is None else getattr(valid, name),
             )
             for name, k in (("a", key_a), ("b", key_b))
-        ]
+        )
         groups = group(aligned.a.t, aligned.b.t, aligned.num_treatments)
-        programs = ahead(lessons)
-        blockwise_ahead(matcher, shared.size, groups)
-        side_a, side_b = learn_all(lessons, programs, shared, watch)
         watch.begin("matching", 1)
         coupling = blockwise(matcher)(side_a.scores, side_b.scores, groups)
         warn(coupling, groups, data.names)

@@ -8,7 +8,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from psa_jax.ahead import compile_ahead
 from psa_jax.arguments import checked
 from psa_jax.coupling.blocked import Block, Blocked
 from psa_jax.coupling.coupling import Coupling, Info, masked, without
@@ -62,12 +61,6 @@ def blockwise(matcher: Callable[..., Any], *, chunk: int | None = None) -> Calla
         return _match(traced, u, v, groups, chunk)
 
     return match
-
-
-def blockwise_ahead(matcher: Callable[..., Any], num_scores: int, groups: Groups) -> None:
-    """Compiles `blockwise(matcher)` in the background, for float32 scores of so many columns."""
-    u, v = (jax.ShapeDtypeStruct((rows, num_scores), jnp.float32) for rows in groups.shape)
-    compile_ahead(_match, split_settings(matcher), u, v, groups, None)
 
 
 @functools.partial(jax.jit, static_argnames="chunk")

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from concurrent.futures import Future
 from typing import Any
 
 import jax
@@ -11,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from psa_jax.ahead import compile_ahead
 from psa_jax.arguments import checked
 from psa_jax.propensity.augment import as_tree
 from psa_jax.propensity.fit import check, train_one
@@ -81,39 +79,6 @@ def crossfit(
         >>> out.logits.shape, np.bincount(out.fold).tolist()
         ((9, 2), [3, 3, 3])
     """
-    return prepared(key, model, x, t, folds, training, augment, class_weights, on_epoch).run()
-
-
-@dataclasses.dataclass(frozen=True)
-class Call:
-    """The call of the compiled part of `crossfit`, its arguments checked, and the fold `[n]` of each sample."""
-
-    fold: np.ndarray
-    args: tuple[Any, ...]
-    keywords: dict[str, Any]
-
-    def run(self) -> CrossFitted:
-        """Trains and scores."""
-        out, fitted = _crossfit(*self.args, **self.keywords)
-        return CrossFitted(out, jnp.asarray(self.fold, jnp.int32), fitted)
-
-    def compile_ahead(self) -> Future:
-        """Compiles it in the background."""
-        return compile_ahead(_crossfit, *self.args, **self.keywords)
-
-
-def prepared(
-    key: KeyArray,
-    model: Model,
-    x: Array,
-    t: Array,
-    folds: int,
-    training: Training,
-    augment: Augment | None,
-    class_weights: Array | None,
-    on_epoch: Callable[..., None] | None,
-) -> Call:
-    """The arguments of `crossfit`, checked, and its folds dealt."""
     judged = dataclasses.replace(check_training(training), patience=None)  # by folds, not by data that are given
     x, t, _ = check(model, x, t, None, class_weights, judged)
     if isinstance(t, Tracer):
@@ -122,13 +87,19 @@ def prepared(
         raise ValueError(f"folds: expected at least 3 and at most n = {t.size}, got {folds}")
     key_folds, key_fit = jax.random.split(key)
     fold, ids = _deal(key_folds, np.asarray(t), folds)
-    settings = {
-        "model": model,
-        "training": training.resolved(t.size, judged=True),
-        "on_epoch": on_epoch,
-        "vectorize": jax.default_backend() != "cpu" and folds * x.nbytes <= VECTORIZE_BYTES,
-    }
-    return Call(fold, (jax.random.split(key_fit, folds), ids, x, t, as_tree(augment), class_weights), settings)
+    out, fitted = _crossfit(
+        jax.random.split(key_fit, folds),
+        ids,
+        x,
+        t,
+        as_tree(augment),
+        class_weights,
+        model=model,
+        training=training.resolved(t.size, judged=True),
+        on_epoch=on_epoch,
+        vectorize=jax.default_backend() != "cpu" and folds * x.nbytes <= VECTORIZE_BYTES,
+    )
+    return CrossFitted(out, jnp.asarray(fold, jnp.int32), fitted)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "training", "on_epoch", "vectorize"))

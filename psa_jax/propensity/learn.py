@@ -1,20 +1,17 @@
 """One modality on its own: its classifiers, calibration and scores, and what scores new samples of it."""
 
-import dataclasses
 import functools
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from psa_jax.ahead import ready
 from psa_jax.data.samples import Modality
 from psa_jax.progress import Watch
 from psa_jax.propensity.calibration import Calibration, calibration
-from psa_jax.propensity.crossfit import Call, prepared
+from psa_jax.propensity.crossfit import crossfit
 from psa_jax.propensity.fit import fit_ensemble, num_outputs
 from psa_jax.propensity.learner import Learner
 from psa_jax.propensity.loop import Fitted
@@ -36,116 +33,79 @@ class Representation:
     scorer: Scorer
 
 
-@dataclasses.dataclass(frozen=True)
-class Lesson:
-    """What is to be learnt from one modality, checked; `lesson` makes it and `learn` does it."""
-
-    name: str
-    modality: Modality
-    num_treatments: int
-    model: Model
-    learner: Learner
-    target: Modality | None
-    valid: Modality | None
-    calls: tuple[Call, ...]
-    keys: Any
-    on_epoch: Any
-
-    def compile_ahead(self) -> Future | None:
-        """Compiles its training in the background; None where that does not pay."""
-        return self.calls[0].compile_ahead() if self.calls else None
+def classifier(name: str, modality: Modality, num_treatments: int, learner: Learner) -> Model:
+    """The learner's model, or the default one for such features; a `ValueError` if it does not fit them."""
+    model = learner.model or default_model(f"modality {name}: model", modality.x, num_treatments)
+    if (outputs := num_outputs(model, modality.x.shape[1:], modality.x.dtype)) != num_treatments:
+        raise ValueError(
+            f"modality {name}: model: expected {num_treatments} logits, one for each treatment, got {outputs}"
+        )
+    return model
 
 
-def lesson(
+def learn(
     key: KeyArray,
     name: str,
     modality: Modality,
     num_treatments: int,
+    shared: np.ndarray,
     learner: Learner,
     watch: Watch,
     *,
     target: Modality | None = None,
     valid: Modality | None = None,
-) -> Lesson:
-    """Everything that can be said of learning one modality before anything is trained. Host only; see `align`.
+) -> Representation:
+    """Fits classifiers of the treatment to one modality and scores samples of it. Host only; see `align`.
 
     Args:
         key: a typed key.
         name: of the modality, for messages.
         modality: what to learn from.
         num_treatments: the number of treatment codes.
+        shared: the treatments that make the scores' columns.
         learner: all settings.
-        watch: who is going to be told of the progress.
+        watch: who is told of the progress.
         target: the samples to score; None scores those of `modality`, by cross-fitting.
         valid: held-out samples, with a target only.
 
     Raises:
-        ValueError: a model of another number of outputs, no default model for such features.
+        ValueError: a model of another number of outputs, no default model for such features, training that diverged,
+            scores that are not finite.
     """
-    model = learner.model or default_model(f"modality {name}: model", modality.x, num_treatments)
-    if (outputs := num_outputs(model, modality.x.shape[1:], modality.x.dtype)) != num_treatments:
-        raise ValueError(
-            f"modality {name}: model: expected {num_treatments} logits, one for each treatment, got {outputs}"
-        )
-    learner = dataclasses.replace(learner, training=learner.training.resolved(modality.x.shape[0], judged=True))
-    keys = jax.random.split(key, learner.members)
-    calls = ()
-    if target is None or valid is None:
-        settings = learner.folds, learner.training, learner.augment, None, watch.on_epoch
-        calls = tuple(prepared(member, model, modality.x, modality.t, *settings) for member in keys)
-    return Lesson(name, modality, num_treatments, model, learner, target, valid, calls, keys, watch.on_epoch)
-
-
-def ahead(lessons: Sequence[Lesson]) -> list[Future | None]:
-    """Compiles the programs of all lessons but the first in the background, while the first is at work."""
-    return [None, *(later.compile_ahead() for later in lessons[1:])]
-
-
-def learn_all(
-    lessons: Sequence[Lesson], programs: Sequence[Future | None], shared: np.ndarray, watch: Watch
-) -> list[Representation]:
-    """Learns one modality after the other, each when its program is compiled."""
-    found = []
-    for one, program in zip(lessons, programs, strict=True):
-        if program is not None:
-            ready(program)
-        found.append(learn(one, shared, watch))
-    return found
-
-
-def learn(lesson: Lesson, shared: np.ndarray, watch: Watch) -> Representation:
-    """Fits classifiers of the treatment to one modality and scores samples of it. Host only; see `align`.
-
-    Args:
-        lesson: see `lesson`.
-        shared: the treatments that make the scores' columns.
-        watch: who is told of the progress.
-
-    Raises:
-        ValueError: training that diverged, scores that are not finite.
-    """
-    name, modality, model, learner = lesson.name, lesson.modality, lesson.model, lesson.learner
-    training, target, valid = learner.training, lesson.target, lesson.valid
+    model = classifier(name, modality, num_treatments, learner)
+    training = learner.training.resolved(modality.x.shape[0], judged=True)
     assert training.epochs is not None
-    runs = learner.members * (learner.folds if lesson.calls else 1)
+    runs = learner.members * (learner.folds if target is None or valid is None else 1)
     watch.begin("classifiers", runs * training.epochs, modality=name, epochs=training.epochs)
+    keys = jax.random.split(key, learner.members)
     if target is None or valid is None:
         found = []
-        for member, call in enumerate(lesson.calls):
+        for member in range(learner.members):
             watch.run(member=member)
-            found.append(call.run())
+            found.append(
+                crossfit(
+                    keys[member],
+                    model,
+                    modality.x,
+                    modality.t,
+                    folds=learner.folds,
+                    training=training,
+                    augment=learner.augment,
+                    on_epoch=watch.on_epoch,
+                )
+            )
         fitted, held_out, labels = _stacked([run.fitted for run in found]), None, modality.t
         target_logits = tuple(run.logits for run in found)
     else:
         fitted = fit_ensemble(
-            lesson.keys,
+            keys,
             model,
             modality.x,
             modality.t,
             valid=(valid.x, valid.t),
             training=training,
             augment=learner.augment,
-            on_epoch=lesson.on_epoch,
+            on_epoch=watch.on_epoch,
         )
         target_logits, held_out = (_member_logits(model, fitted.params, x) for x in (target.x, valid.x))
         labels = valid.t
