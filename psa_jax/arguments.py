@@ -76,18 +76,19 @@ def _moved(function: str, signature: inspect.Signature, kwargs: dict[str, Any]) 
         if name in signature.parameters:
             continue
         takes = signature.parameters
+        learns = "learners" in takes or ("a" in takes and "Learner" in str(takes["a"].annotation))
         short, _, side = name.rpartition("_")
-        if name in ("optimizer", "epochs", "batch_size", "patience"):
+        if name in ("optimizer", "epochs", "batch_size", "patience") and (learns or "training" in takes):
             place = TRAINING if "training" in takes else LEARNER_TRAINING
-        elif name in ("members", "folds", "transform", "divide_prior") and ("a" in takes or "learners" in takes):
+        elif name in ("members", "folds", "transform", "divide_prior") and learns:
             place = LEARNER
-        elif short in ("model", "augment") and side in ("a", "b") and "a" in takes:
+        elif short in ("model", "augment") and side in ("a", "b") and learns:
             place = SIDE
-        elif name in ("models", "augments") and "learners" in takes:
+        elif name in ("models", "augments") and learns:
             place, short = "learners=[psa_jax.Learner({short}=...), ...]", name[:-1]
-        elif name == "on_epoch":
+        elif name == "on_epoch" and learns:
             place = "progress=True, or progress=a function of psa_jax.progress.Step"
-        elif "law" in takes:
+        elif "law" in takes and hasattr(takes["law"].annotation, name):
             place = SCREEN
         else:
             continue

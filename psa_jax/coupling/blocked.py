@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from psa_jax.arguments import checked
 from psa_jax.coupling.coupling import CHUNK_ELEMENTS, Coupling, Info, kernel_name
 from psa_jax.types import Array, Float, Int, KeyArray, PyTree, float_dtype, known, map_rows, pytree, static
 
@@ -73,6 +74,7 @@ class Blocked:
         n, m = self.shape
         return Blocked(blocks, self.info, self.unmatched_cols, self.unmatched_rows, (m, n))
 
+    @checked
     @functools.partial(jax.jit, static_argnames="chunk")
     def apply(self, y: Float[Array, "m ..."], *, chunk: int | None = None) -> Float[Array, "n ..."]:
         """The barycentric projection `E[y_j | i]` `[n, ...]`; zeros for rows without a partner."""

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from psa_jax.arguments import checked
 from psa_jax.types import (
     Array,
     Bool,
@@ -140,6 +141,7 @@ class Coupling:
             return self.kernel(self.left, take(self.right, i), self.args).T
         return self.kernel(take(self.left, i), self.right, self.args)
 
+    @checked
     @functools.partial(jax.jit, static_argnames="chunk")
     def apply(self, y: Float[Array, "m ..."], *, chunk: int | None = None) -> Float[Array, "n ..."]:
         """The barycentric projection `E[y_j | i]`.

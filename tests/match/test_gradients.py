@@ -1,0 +1,105 @@
+"""Gradients of converged float32 solves: always finite, and those of float64 where the plan is no permutation."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import psa_jax as psa
+
+SEEDS, N, M = 16, 24, 20
+SETTINGS = {
+    "stored": {},
+    "tiled": {"memory": 1024},
+    "unbalanced": {"tau_a": 0.9, "tau_b": 0.95},
+    "newton": {"newton": 5},
+}
+
+
+def problems(paired, dtype):
+    """Sixteen problems of 2 to 24 rows, padded to one shape; the padding holds numbers that must not matter."""
+    rng = np.random.default_rng(0)
+    u, v = rng.normal(size=(SEEDS, N, 3)), rng.normal(size=(SEEDS, M, 3))
+    if paired:
+        v = u[:, :M] + 0.02 * v
+    sizes = np.maximum(2, np.linspace(2, N, SEEDS).astype(int))
+    a, b = (
+        (np.arange(k) < np.minimum(sizes, k)[:, None]) / np.minimum(sizes, k)[:, None].astype(float) for k in (N, M)
+    )
+    y, w = rng.normal(size=(SEEDS, M, 2)), rng.normal(size=(SEEDS, N, 2))
+    return tuple(jnp.asarray(x, dtype) for x in (u, v, a, b, y, w))
+
+
+def gradients(settings):
+    """Of a projection in both sides' scores, with the least certain row of each plan; one problem after the other."""
+
+    def loss(scores, a, b, y, w, eps):
+        coupling = psa.sinkhorn(*scores, a, b, eps=psa.relative(eps), tol=1e-4, max_iters=4000, **settings)
+        return jnp.sum(w * coupling.apply(y)), coupling
+
+    def one(args, eps):
+        u, v, a, b, y, w = args
+        found, coupling = jax.grad(loss, has_aux=True)((u, v), a, b, y, w, eps)
+        best = coupling.top_k(1)[0][:, 0]
+        return found, 1 - jnp.where(a > 0, best, 1).min(), coupling.info.converged
+
+    return jax.jit(lambda args, eps: jax.lax.map(functools.partial(one, eps=eps), args))
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_gradients_are_finite_and_those_of_float64(name):
+    compared = 0
+    single = gradients(SETTINGS[name])
+    for paired in (True, False):
+        for eps in (0.3, 0.1, 0.02, 0.003):
+            found, spread, _ = single(problems(paired, jnp.float32), jnp.float32(eps))
+            for side in found:
+                assert np.isfinite(side).all(), (paired, eps)
+            if name in ("tiled", "newton") or eps < 0.02:
+                continue
+            with jax.enable_x64(True):
+                exact, spread, converged = gradients(SETTINGS[name])(problems(paired, jnp.float64), jnp.float64(eps))
+            for k in np.flatnonzero((np.asarray(spread) > 1e-2) & np.asarray(converged)):
+                ours, theirs = (np.concatenate([np.ravel(side[k]) for side in sides]) for sides in (found, exact))
+                error = np.linalg.norm(ours - theirs) / np.linalg.norm(theirs)
+                assert error < 1e-2, (paired, eps, k, error)
+                compared += 1
+    assert compared > 30 or name in ("tiled", "newton")
+
+
+def test_two_points_that_are_their_own_partners_have_no_gradient():
+    a = jnp.full(2, 0.5)
+    u = jnp.array([[0.0, 0.0], [1.0, 1.5]])
+    y = jnp.array([[1.0, 2.0], [3.0, 5.0]])
+
+    for points in (u, jnp.zeros_like(u)):  # a permutation up to rounding, and a plan of equal costs
+
+        def loss(u, v=points + 0.01):
+            return jnp.sum(psa.sinkhorn(u, v, a, a, eps=psa.relative(0.05)).apply(y) ** 2)
+
+        np.testing.assert_allclose(jax.grad(loss)(points), 0, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_sharp_batches_have_finite_gradients(dtype):
+    num_treatments = 8
+
+    def step(key, eps):
+        key_z, key_noise, key_t = jax.random.split(key, 3)
+        z = jax.random.normal(key_z, (64, 4))
+        x = (z + 0.02 * jax.random.normal(key_noise, z.shape)).astype(dtype)
+        t = jax.random.randint(key_t, (64,), 0, num_treatments)
+
+        def loss(u, v):
+            matcher = functools.partial(psa.sinkhorn, eps=psa.relative(eps))
+            coupling = psa.match_batch(u, v, t, t, num_treatments=num_treatments, capacity=16, matcher=matcher)
+            return jnp.sum((coupling.apply(v).astype(jnp.float32) - u.astype(jnp.float32)) ** 2)
+
+        return jax.grad(loss, (0, 1))(z.astype(dtype), x)
+
+    steps = jax.jit(lambda keys, eps: jax.lax.map(functools.partial(step, eps=eps), keys))
+    for eps in (0.1, 0.05, 0.02, 0.005):
+        for side in steps(jax.random.split(jax.random.key(0), 40), jnp.float32(eps)):
+            assert np.isfinite(np.asarray(side, np.float32)).all(), eps
