@@ -178,7 +178,13 @@ def _array(annotation: Any, name: str, value: Any) -> Any:
     rank = len(array.shape)
     if rank < len(fixed) or (len(fixed) == len(dims) and rank != len(fixed)):
         raise ValueError(f"{expected}, got shape {tuple(array.shape)}")
-    return array if isinstance(array, jax.Array | jax.ShapeDtypeStruct) else jnp.asarray(array)
+    if isinstance(array, jax.Array | jax.ShapeDtypeStruct):
+        return array
+    with jax.ensure_compile_time_eval():  # what is known stays known while something else is traced
+        taken = jnp.asarray(array)
+    if integers and taken.dtype != kind and not np.array_equal(np.asarray(taken), array):
+        raise ValueError(f"{expected} that fit into {taken.dtype}, got {array.min()} to {array.max()}")
+    return taken
 
 
 def _key(annotation: Any, name: str, value: Any) -> Any:
@@ -205,7 +211,7 @@ def _number(kind: type, name: str, value: Any) -> Any:
     if kind is bool:
         if not isinstance(value, bool | np.bool_):
             raise ValueError(f"{name}: expected True or False, got {_told(value)}")
-        return value
+        return bool(value)
     wanted = "an integer" if kind is int else "a number"
     fits = isinstance(value, int | np.integer) or (kind is float and isinstance(value, float | np.floating))
     if kind is float and hasattr(value, "dtype") and not np.shape(value):

@@ -155,7 +155,7 @@ class Bar:
             TextColumn("{task.fields[loss]}"),
             console=console,
             transient=True,
-            disable=not console.is_terminal,
+            disable=not (console.is_terminal or console.is_jupyter),
         )
         self._task = self._rich.add_task("", total=None, loss="")
 

@@ -225,3 +225,22 @@ def test_directories_list_public_names_only():
     for module in (psa, psa.match, psa.io, psa.datasets, psa.baselines, psa.plot):
         assert dir(module) == sorted(module.__all__)
     assert pathlib.Path(psa.__file__).name == "__init__.py"
+
+
+def test_what_is_known_stays_known_under_jit():
+    codes = np.array([0, 1, -1])
+    with pytest.raises(ValueError, match=r"t: expected codes in \[0, 2\), got -1 to 1"):
+        jax.jit(lambda v: psa.by_treatment(v, codes, 2).mean)(jnp.arange(3.0))
+    coupling = psa.match_batch(X, X, T, T, num_treatments=K, capacity=[4, 4])
+    found = jax.jit(lambda c: psa.label_transfer(c, np.asarray(T), np.asarray(T)))(coupling)
+    np.testing.assert_allclose(found, 1, rtol=1e-5)
+
+
+def test_labels_beyond_the_type_are_refused():
+    with pytest.raises(ValueError, match=r"t: expected integers .* that fit into int32, got 0 to 4294967297"):
+        psa.log_prior(np.array([0, 2**32 + 1, 1]), 2)
+
+
+def test_a_module_that_is_no_model_names_what_makes_it_one():
+    with pytest.raises(ValueError, match=r"model: expected psa_jax.Model.*from_linen"):
+        psa.Learner(MODEL.init.module)

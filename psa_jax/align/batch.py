@@ -119,7 +119,7 @@ def group_batch(
         >>> groups.buckets[0].rows.tolist(), groups.sizes_a.tolist()
         ([[1, 4], [4, 4], [0, 2]], [1, 0, 2])
     """
-    limits = capacity if isinstance(capacity, tuple) else (capacity, capacity)
+    limits = tuple(capacity) if isinstance(capacity, tuple | list) else (capacity, capacity)
     if num_treatments < 1 or len(limits) != 2 or min(limits) < 1:
         raise ValueError(
             f"num_treatments, capacity: expected at least 1, capacity one number or (a, b), got {num_treatments}, "

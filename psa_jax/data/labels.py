@@ -117,7 +117,7 @@ def differing(first: Any, second: Any) -> str:
 def listed(which: Any, names: tuple[str, ...] | None, most: int = 10) -> str:
     """Treatments in words: by name where there are names, else by code; the first few of many."""
     which = [int(code) for code in which]
-    told = [names[code] if names else str(code) for code in which[:most]]
+    told = [str(code) if names is None else names[code] for code in which[:most]]
     return ", ".join(told) + (f" and {len(which) - most} more" if len(which) > most else "")
 
 

@@ -163,7 +163,8 @@ def on_host(data: Unpaired) -> Unpaired:
         Modality(jnp.asarray(features("x", side.x)), jnp.asarray(np.asarray(side.t), jnp.int32))
         for side in (data.a, data.b)
     )
-    return Unpaired(a, b, data.num_treatments, data.names)
+    names = None if data.names is None else tuple(map(str, data.names))
+    return Unpaired(a, b, data.num_treatments, names)
 
 
 def check_like(name: str, other: Unpaired, data: Unpaired) -> None:
@@ -176,7 +177,7 @@ def check_like(name: str, other: Unpaired, data: Unpaired) -> None:
     if other.names != data.names and None not in (other.names, data.names):
         raise ValueError(f"{name}: expected the names of treatments of data, {data.names}, got {other.names}")
     for side in ("a", "b"):
-        ours, theirs = getattr(data, side).x.shape[1:], getattr(other, side).x.shape[1:]
+        ours, theirs = np.shape(getattr(data, side).x)[1:], np.shape(getattr(other, side).x)[1:]
         if ours != theirs:
             raise ValueError(f"{name}: modality {side}: expected features of shape {ours}, got {theirs}")
 

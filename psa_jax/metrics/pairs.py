@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 
 from psa_jax.arguments import checked
@@ -104,7 +105,7 @@ def label_transfer(
         if labels.shape != (rows,):
             raise ValueError(f"{name}: expected shape ({rows},), got {labels.shape}")
     if num_labels is None:
-        num_labels = max(1, int(max(labels_a.max(), labels_b.max())) + 1)
+        num_labels = max(1, int(max(np.asarray(labels_a).max(), np.asarray(labels_b).max())) + 1)
     projected = project(coupling, jax.nn.one_hot(labels_b, num_labels))
     known = (labels_a >= 0) & (labels_a < num_labels)
     same = jnp.take_along_axis(projected, jnp.where(known, labels_a, 0)[:, None], axis=1)[:, 0]
@@ -218,8 +219,10 @@ def by_treatment(values: Float[Array, " n"], t: Int[Array, " n"], num_treatments
     """
     if values.ndim != 1 or values.shape != t.shape:
         raise ValueError(f"values, t: expected one shape [n], got {values.shape} and {t.shape}")
-    if not isinstance(t, Tracer) and t.size and not 0 <= int(t.min()) <= int(t.max()) < num_treatments:
-        raise ValueError(f"t: expected codes in [0, {num_treatments}), got {int(t.min())} to {int(t.max())}")
+    if not isinstance(t, Tracer) and t.size:
+        low, high = np.asarray(t).min(), np.asarray(t).max()
+        if not 0 <= low <= high < num_treatments:
+            raise ValueError(f"t: expected codes in [0, {num_treatments}), got {low} to {high}")
     counted = ~jnp.isnan(values)
     total = jnp.zeros(num_treatments, values.dtype).at[t].add(jnp.where(counted, values, 0))
     count = jnp.zeros(num_treatments, jnp.int32).at[t].add(counted.astype(jnp.int32))

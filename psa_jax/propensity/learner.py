@@ -61,8 +61,11 @@ class Learner:
             if value < least:
                 raise ValueError(f"{name}: expected at least {least}, got {value}")
             object.__setattr__(self, name, int(value))
-        if self.model is not None and not (hasattr(self.model, "init") and hasattr(self.model, "apply")):
-            raise ValueError(f"model: expected psa_jax.Model(init, apply), such as psa_jax.mlp, got {self.model!r}")
+        if self.model is not None and not isinstance(self.model, Model):
+            raise ValueError(
+                f"model: expected psa_jax.Model(init, apply), such as psa_jax.mlp(...), or psa_jax.from_linen(module), "
+                f"psa_jax.from_nnx(make), got {brief(self.model)}"
+            )
         if self.augment is not None and not callable(self.augment):
             raise ValueError(f"augment: expected a function (key, batch) -> batch or None, got {self.augment!r}")
         if not callable(self.transform):
