@@ -15,7 +15,8 @@ from psa_jax.align.evaluate import evaluate
 from psa_jax.align.pipeline import align
 from psa_jax.cli.output import write_report
 from psa_jax.cli.results import finish_demo, judge, metric_rows, note_clipped, status_line, verdict, write, write_cells
-from psa_jax.cli.show import Show, metrics_table, treatments_table
+from psa_jax.cli.show import Show
+from psa_jax.cli.tables import metrics_table, treatments_table
 from psa_jax.coupling.coupling import Coupling
 from psa_jax.match import assignment, known_pairs, nearest, relative, sinkhorn, snn
 from psa_jax.propensity import Learner, Training, conv
@@ -142,10 +143,10 @@ def cells(
     common = {"file": str(file), "treatment": treatment, "modalities": loaded.modalities, "matcher": matcher_name}
     common |= settings | {"folds": learner.folds, "members": members, "num_components": num_components}
     common |= _epochs(alignment)
-    show.console.print(treatments_table(report["treatments"], loaded.modalities))
+    show.table(lambda width: treatments_table(report["treatments"], loaded.modalities, width))
     show.say(status_line(states))
     if pairs:
-        show.console.print(metrics_table(metric_rows(reports, label)))
+        show.table(lambda width: metrics_table(metric_rows(reports, label), width))
         show.say(verdict(reports[label], label))
     show.print_notes()
     write_report(

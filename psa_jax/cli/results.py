@@ -11,7 +11,8 @@ from psa_jax import io
 from psa_jax.align.alignment import Alignment
 from psa_jax.align.evaluate import evaluate
 from psa_jax.cli.output import write_report, write_table
-from psa_jax.cli.show import Show, metrics_table
+from psa_jax.cli.show import Show
+from psa_jax.cli.tables import metrics_table
 from psa_jax.data.labels import listed
 from psa_jax.data.samples import Truth, Unpaired
 from psa_jax.match import known_pairs, snn
@@ -56,7 +57,7 @@ def finish_demo(
             "true pairs": judge(key, alignment, known_pairs(truth.pair, data.b.t.shape[0]), truth, data),
         }
     report = write(folder, show, alignment, reports, "PS+OT", pictures)
-    show.console.print(metrics_table(metric_rows(reports, "PS+OT")))
+    show.table(lambda width: metrics_table(metric_rows(reports, "PS+OT"), width))
     show.say(verdict(reports["PS+OT"], "PS+OT"))
     show.print_notes()
     write_report(folder, {"command": "demo", "settings": settings, **report})

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
-from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -32,7 +31,7 @@ class Show:
     @contextlib.contextmanager
     def stage(self, name: str, text: str) -> Iterator[None]:
         """Shows that a stage runs, and how long it took, compilation included."""
-        self._live = self.console.status(f"{text} ...")
+        self._live = self.console.status(f"{escape(text)} ...")
         self._live.start()
         start = time.perf_counter()
         try:
@@ -67,7 +66,7 @@ class Show:
 
     def _line(self, name: str, text: str, seconds: float) -> None:
         self.timings[name] = round(seconds, 3)
-        self.console.print(f"[green]✓[/green] {text} [dim]{seconds:.1f} s[/dim]")
+        self.console.print(f"[green]✓[/green] {escape(text)} [dim]{seconds:.1f} s[/dim]")
 
     def note(self, text: str) -> None:
         """Keeps a note for the end and for the report."""
@@ -94,6 +93,10 @@ class Show:
         """Prints a sentence."""
         self.console.print(escape(text))
 
+    def table(self, make: Callable[[int], Table]) -> None:
+        """Prints the table that `make(width)` returns; one that needs more width is not cut."""
+        self.console.print("", make(self.console.width), "", sep="\n", crop=False)
+
     def written(self, path: Path) -> None:
         """Says where the output is."""
         self.console.print(f"[green]✓[/green] written to [bold]{escape(str(path))}[/bold]", soft_wrap=True)
@@ -105,46 +108,3 @@ class Show:
             self._live = None
         if message is not None:
             self.errors.print(f"[red]{escape(message)}[/red]")
-
-
-def metrics_table(rows: dict[str, dict[str, float | None]]) -> Table:
-    """A row for each way of matching, a column for each figure that any row has."""
-    columns = {"trace": "trace ↑", "latent_mse": "latent MSE ↓", "foscttm": "FOSCTTM ↓"}
-    columns = {
-        name: title for name, title in columns.items() if any(row.get(name) is not None for row in rows.values())
-    }
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("match")
-    for title in columns.values():
-        table.add_column(title, justify="right")
-    for label, row in rows.items():
-        table.add_row(escape(label), *(number(row.get(name), 4) for name in columns))
-    return table
-
-
-def treatments_table(rows: list[dict[str, Any]], names: tuple[str, str]) -> Table:
-    """A row for each treatment: sizes, what became of it, and trace against chance where pairs are known."""
-    known = any(row["trace"] is not None for row in rows)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    table.add_column("treatment", overflow="fold", vertical="bottom")
-    for title in (*names, "status", "steps", "marginal\nerror", *(("trace", "chance") if known else ())):
-        table.add_column(title, justify="left" if title == "status" else "right", no_wrap=True)
-    for row in rows:
-        good = row["status"] == "matched"
-        status = row["status"] if good else f"[yellow]{row['status']}[/yellow]"
-        figures = (number(row["trace"], 3), number(row["chance"], 3)) if known else ()
-        table.add_row(
-            escape(row["name"]),
-            str(row["size_a"]),
-            str(row["size_b"]),
-            status,
-            number(row["num_iters"], 0),
-            "–" if row["marginal_error"] is None else f"{row['marginal_error']:.0e}",
-            *figures,
-        )
-    return table
-
-
-def number(value: float | None, digits: int) -> str:
-    """The number with so many decimals, a dash for None."""
-    return "–" if value is None else f"{value:.{digits}f}"
