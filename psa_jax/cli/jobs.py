@@ -4,10 +4,11 @@ import functools
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
+import typer
 
 from psa_jax import datasets, io
 from psa_jax.align.alignment import Alignment
@@ -85,12 +86,14 @@ def cells(
     file: Path,
     treatment: str,
     modalities: tuple[str, str] | None,
+    layer: str | None,
     matcher: Callable[..., Coupling],
     matcher_name: str,
     settings: dict[str, Any],
     seed: int,
     epochs: int | None,
     members: int,
+    folds: int,
     num_components: int,
     drop_unlabelled: bool,
 ) -> None:
@@ -102,13 +105,15 @@ def cells(
             _open(file),
             treatment=treatment,
             modalities=modalities,
+            layer=layer,
             num_components=num_components,
             drop_unlabelled=drop_unlabelled,
         )
         loaded = io.shuffle(key_shuffle, loaded)
     data = loaded.data
     pairs = int((np.asarray(loaded.truth.pair) >= 0).sum())
-    for name, n, features, x, dropped in zip(
+    for side, name, n, features, x, dropped in zip(
+        "ab",
         loaded.modalities,
         (len(loaded.cells_a), len(loaded.cells_b)),
         loaded.num_features,
@@ -118,13 +123,13 @@ def cells(
     ):
         reduced = f", reduced to {x.shape[1]} principal components" if x.shape[1] < features else ""
         left_out = f"; {dropped} more have no {treatment} and are left out" if dropped else ""
-        show.say(f"  {name}: {n} cells, {features} features{reduced}{left_out}")
+        show.say(f"  {side} is {name}: {n} cells, {features} features{reduced}{left_out}")
     if pairs:
         show.say(
             f"  {pairs} cells are in both modalities. They are aligned as if that were unknown (in random order);\n"
             "  who is who is used only to measure the result."
         )
-    learner = Learner(training=Training(epochs=epochs), members=members)
+    learner = Learner(training=Training(epochs=epochs), members=members, folds=folds)
     with show.noting():
         alignment = show.aligning(
             lambda tell: align(key_align, data, a=learner, b=learner, matcher=matcher, progress=tell)
@@ -140,8 +145,10 @@ def cells(
     report = write(folder, show, alignment, reports, label, lambda plot, save: None)
     states = io.status(alignment)
     write_cells(folder / "cells.csv", alignment, loaded, treatment, states)
-    common = {"file": str(file), "treatment": treatment, "modalities": loaded.modalities, "matcher": matcher_name}
-    common |= settings | {"folds": learner.folds, "members": members, "num_components": num_components}
+    common = {"file": str(file), "treatment": treatment, "modalities": loaded.modalities, "layer": layer}
+    common |= (
+        {"matcher": matcher_name} | settings | {"folds": folds, "members": members, "num_components": num_components}
+    )
     common |= _epochs(alignment)
     show.table(lambda width: treatments_table(report["treatments"], loaded.modalities, width))
     show.say(status_line(states))
@@ -170,15 +177,19 @@ def _epochs(alignment: Alignment) -> dict[str, int]:
 
 def make_matcher(name: str, eps: float | None, relative_eps: float | None, k: int | None) -> Callable[..., Coupling]:
     """The matcher with its settings, refused before any work if they do not fit it."""
+
+    def refuse(option: str, text: str) -> NoReturn:
+        raise typer.BadParameter(text, param_hint=option)
+
     for option, value in (("--eps", eps), ("--relative-eps", relative_eps)):
         if value is not None and name != "sinkhorn":
-            raise ValueError(f"{option}: an option of --matcher sinkhorn only, got --matcher {name}")
+            refuse(option, f"an option of --matcher sinkhorn only, got --matcher {name}")
         if value is not None and not 0 < value < float("inf"):
-            raise ValueError(f"{option}: expected a positive number, got {value}")
+            refuse(option, f"expected a positive number, got {value}")
     if eps is not None and relative_eps is not None:
-        raise ValueError("--eps, --relative-eps: expected one of them, got both")
+        refuse("--eps, --relative-eps", "expected one of them, got both")
     if k is not None and name not in ("snn", "nearest"):
-        raise ValueError(f"--k: an option of --matcher snn and nearest only, got --matcher {name}")
+        refuse("--k", f"an option of --matcher snn and nearest only, got --matcher {name}")
     if name == "sinkhorn":
         chosen = eps if eps is not None else None if relative_eps is None else relative(relative_eps)
         return sinkhorn if chosen is None else functools.partial(sinkhorn, eps=chosen)
@@ -195,7 +206,7 @@ def _check_suffix(file: Path) -> str:
 def _open(file: Path) -> Any:
     """Reads an `.h5ad` or `.h5mu` file."""
     if not file.is_file():
-        raise FileNotFoundError(f"{file}: no such file")
+        raise ValueError(f"{file}: expected a file, got {'a folder' if file.is_dir() else 'no such file'}")
     try:
         import anndata
         import mudata

@@ -1,6 +1,8 @@
 """The output folder: complete or not there at all."""
 
+import contextlib
 import csv
+import errno
 import importlib.metadata
 import json
 import math
@@ -8,7 +10,7 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -37,15 +39,20 @@ class OutputFolder:
         self._old = self._path.with_name(f".{self._path.name}.{os.getpid()}.replaced")
 
     def __enter__(self) -> Path:
-        self._new.mkdir()
+        with self._naming():
+            self._new.mkdir()
         return self._new
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is not None:
-            _remove(self._new)
-            return
+        with self._naming():
+            if error is not None:
+                _remove(self._new)
+                raise error
+            self._take_place()
+
+    def _take_place(self) -> None:
         try:
             self._check()
             if self._path.exists():
@@ -57,6 +64,19 @@ class OutputFolder:
             _remove(self._new)
             raise
         _remove(self._old)
+
+    @contextlib.contextmanager
+    def _naming(self) -> Iterator[None]:
+        """What the system says about writing, such as that the disk is full, as an error of --output."""
+        try:
+            yield
+        except OSError as error:
+            names = [Path(os.fsdecode(name)) for name in (error.filename, error.filename2) if name is not None]
+            places = self._new, self._old, self._path
+            ours = all(any(name.is_relative_to(place) for place in places) for name in names)
+            if error.errno in (None, errno.EPIPE) or not ours:
+                raise
+            raise OSError(f"--output: {self._path} could not be written: {error.strerror}") from error
 
     def _check(self) -> None:
         path = self._path

@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from psa_jax.align.alignment import AlignmentWarning
+from psa_jax.cli.errors import rephrased
 from psa_jax.progress import Bar, Step
 
 _T = TypeVar("_T")
@@ -80,7 +81,7 @@ class Show:
             yield
         for warning in caught:
             if issubclass(warning.category, AlignmentWarning):
-                self.note(str(warning.message))
+                self.note(rephrased(str(warning.message)))
             else:
                 warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
 
