@@ -1,8 +1,10 @@
 """Files: any pytree in one archive, alignments, couplings in a compact sparse form, cells from AnnData and MuData."""
 
 from psa_jax.io.alignments import load_alignment, save_alignment
-from psa_jax.io.archive import load, load_coupling, save, save_coupling, write_atomically
+from psa_jax.io.archive import load, save
 from psa_jax.io.cells import Loaded, from_anndata, from_mudata, shuffle
+from psa_jax.io.couplings import load_coupling, save_coupling
+from psa_jax.io.files import write_atomically
 from psa_jax.io.results import status, to_mudata
 
 __all__ = [

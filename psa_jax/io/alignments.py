@@ -1,9 +1,6 @@
 """Alignments in a file: couplings, scores and classifiers, to go on with in another process."""
 
-import dataclasses
-import functools
 import os
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +13,8 @@ from psa_jax.coupling.blocked import Blocked
 from psa_jax.coupling.coupling import Coupling
 from psa_jax.coupling.shrink import Shrunk, shrink
 from psa_jax.data.groups import Bucket, Groups
-from psa_jax.io.archive import load, pack, read_archive, write_archive
+from psa_jax.io.archive import check_version, fitted_in, pack, read_leaves, reading, write_archive
+from psa_jax.io.described import describe, today
 from psa_jax.match import sinkhorn
 from psa_jax.match.blockwise import blockwise
 from psa_jax.propensity.calibration import Calibration
@@ -28,17 +26,8 @@ from psa_jax.propensity.scores import centre
 from psa_jax.types import Array
 
 _KIND = "psa_jax alignment"
+FLOATS = ("float16", "bfloat16", "float32", "float64")
 _VERSION = 2  # 1, which files of psa_jax 0.4 do not say, describes functions by the modules of that version
-MOVED = {  # modules of version 0.4 that stood at the package's root
-    "augment": "propensity.augment",
-    "blocked": "coupling.blocked",
-    "chain": "coupling.chain",
-    "coupling": "coupling.coupling",
-    "model": "propensity.model",
-    "nets": "propensity.nets",
-    "score": "propensity.scores",
-    "shrink": "coupling.shrink",
-}
 
 
 @checked
@@ -103,44 +92,81 @@ def load_alignment(
             and settings (functions without a name of their own, such as lambdas, cannot be told apart), or whose
             arrays have other names or shapes (they get listed).
     """
-    stored, about = read_archive(path)
+    leaves, about = read_leaves(path)
     meta = about.get("alignment")
     if not isinstance(meta, dict) or meta.get("kind") != _KIND:
         raise ValueError(f"{path}: expected a file made by save_alignment, got another archive")
-    if (version := meta.get("version", 1)) not in range(1, _VERSION + 1):
-        raise ValueError(
-            f"{path}: expected a file of version {_VERSION} or before, got {version}: a newer psa_jax made it"
-        )
+    check_version(path, version := meta.get("version", 1), _VERSION)
+    with reading(path, "a file made by save_alignment"):
+        _check(meta, leaves)
+    with reading(path, "an alignment by the models, the matcher and the transform that are given"):
+        tree = _like(leaves, meta, (model_a, model_b), matcher, transform)
+    used: Any = tree.coupling
+    used = used.blocks[0].coupling.kernel
+    while isinstance(used, Shrunk):
+        used = used.kernel
+    given = {"kernel": used, "model_a": tree.fitted_a.model, "model_b": tree.fitted_b.model, "transform": transform}
+    for name, function in given.items():
+        if (now := describe(function)) != (saved := today(meta[name]) if version == 1 else meta[name]):
+            raise ValueError(f"{path}: {name}: expected {saved}, as saved, got {now}")
+    alignment = fitted_in(path, leaves, tree)
+    with reading(path, "a file made by save_alignment"):
+        _check_plan(alignment)
+    return alignment
 
-    def like(name: str) -> Any:
-        if name not in stored:
-            raise ValueError(f"{path}: missing {name}")
-        return jax.ShapeDtypeStruct(stored[name].shape, np.dtype(about[name]["dtype"]))
+
+def _like(
+    leaves: dict[str, Any],
+    meta: dict[str, Any],
+    given: tuple[Model | None, Model | None],
+    matcher: Callable[..., Coupling],
+    transform: Callable[[Any], Any],
+) -> Alignment:
+    """The alignment that a file holds, with shapes for values."""
+
+    def like(name: str, shape: tuple[int, ...] | None = None) -> Any:
+        if name not in leaves:
+            raise ValueError(f"missing {name}")
+        return jax.ShapeDtypeStruct(leaves[name].shape if shape is None else shape, leaves[name].dtype)
+
+    def axes_of(side: str) -> tuple[int, ...]:
+        return leaves[f".fitted_{side}.history.best_epoch"].shape
 
     def fitted(side: str, model: Model) -> Fitted:
-        place = f".fitted_{side}"
-        history = History(*(like(f"{place}.history.{name}") for name in History.__dataclass_fields__))
+        place, axes = f".fitted_{side}", axes_of(side)
+        epochs = leaves[f"{place}.history.train_loss"].shape[len(axes) :][:1]
+        shapes = {"train_loss": (*axes, *epochs), "valid_loss": (*axes, *epochs)}
+        history = History(
+            *(like(f"{place}.history.{name}", shapes.get(name, axes)) for name in History.__dataclass_fields__)
+        )
         x = jax.ShapeDtypeStruct((1, *meta[f"features_{side}"]), np.dtype(meta[f"dtype_{side}"]))
         params = jax.eval_shape(model.init, jax.random.key(0), x)
-        axes = history.best_epoch.shape
         params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((*axes, *leaf.shape), leaf.dtype), params)
-        return Fitted(params, history, like(f"{place}.unmatched"), model)
+        return Fitted(params, history, like(f"{place}.unmatched", axes), model)
 
     def scorer(side: str, model: Model) -> Scorer:
         place, features = f".scorer_{side}", tuple(meta[f"features_{side}"])
-        prior = like(f"{place}.log_prior") if f"{place}.log_prior" in stored else None
+        prior = like(f"{place}.log_prior", (num_treatments,)) if f"{place}.log_prior" in leaves else None
         return Scorer(
-            like(f"{place}.temperature"), prior, like(f"{place}.treatments"), features, meta[f"dtype_{side}"], model,
-            transform,
+            like(f"{place}.temperature", ()), prior, like(f"{place}.treatments"), features, meta[f"dtype_{side}"],
+            model, transform,
         )  # fmt: skip
 
     def calibration(side: str) -> Calibration:
-        return Calibration(*(like(f".calibration_{side}.{name}") for name in Calibration.__dataclass_fields__))
+        bins = leaves[f".calibration_{side}.confidence"].shape[:1]
+        return Calibration(
+            *(
+                like(f".calibration_{side}.{name}", bins if name in ("confidence", "frequency", "count") else ())
+                for name in Calibration.__dataclass_fields__
+            )
+        )
 
-    models = []
-    for side, model in (("a", model_a), ("b", model_b)):
+    def members(side: str) -> Any:
+        return like(f".member_scores_{side}", (*axes_of(side)[:1], *leaves[f".scores_{side}"].shape))
+
+    models, num_treatments = [], int(leaves[".groups.sizes_a"].size)
+    for side, model in zip("ab", given, strict=True):
         x: Any = jax.ShapeDtypeStruct((1, *meta[f"features_{side}"]), np.dtype(meta[f"dtype_{side}"]))
-        num_treatments = int(stored[".groups.sizes_a"].size)
         models.append(model or default_model(f"model_{side}", x, num_treatments))
     buckets = (f".groups.buckets[{place}]" for place in range(meta["buckets"]))
     groups = Groups(
@@ -156,7 +182,7 @@ def load_alignment(
             coupling = shrink(coupling.T, 1.0).T if flipped else shrink(coupling, 1.0)
         return coupling.T if meta["flipped"] else coupling
 
-    tree = Alignment(
+    return Alignment(
         jax.eval_shape(match, like(".scores_a"), like(".scores_b"), groups),
         groups,
         like(".scores_a"),
@@ -165,45 +191,79 @@ def load_alignment(
         fitted("b", models[1]),
         calibration("a"),
         calibration("b"),
-        like(".member_scores_a"),
-        like(".member_scores_b"),
+        members("a"),
+        members("b"),
         scorer("a", models[0]),
         scorer("b", models[1]),
         None if meta.get("names") is None else tuple(meta["names"]),
     )
-    used: Any = tree.coupling
-    used = used.blocks[0].coupling.kernel
-    while isinstance(used, Shrunk):
-        used = used.kernel
-    given = {"kernel": used, "model_a": models[0], "model_b": models[1], "transform": transform}
-    for name, function in given.items():
-        if (now := describe(function)) != (saved := _today(meta[name]) if version == 1 else meta[name]):
-            raise ValueError(f"{path}: {name}: expected {saved}, as saved, got {now}")
-    return load(path, tree)
 
 
-def _today(described: str) -> str:
-    """What a file says of a function, with the modules of version 0.4 by the names that they have now."""
-    described = re.sub(r"\bpsa_jax\.(\w+)\.", lambda m: f"psa_jax.{MOVED.get(m[1], m[1])}.", described)
-    return re.sub(r"\bpsa_jax\.match\.(low_rank\.factored|gw\.stored)\b", _in_kernels, described)
+def _check(meta: dict[str, Any], leaves: dict[str, Any]) -> None:
+    """Raises a `ValueError` that says which part of what a file says of its alignment is none."""
+
+    def is_size(value: Any) -> bool:
+        return type(value) is int and 0 < value < 2**31
+
+    def each(value: Any, test: Callable[[Any], bool]) -> bool:
+        return isinstance(value, list) and all(map(test, value))
+
+    def text(value: Any) -> bool:
+        return isinstance(value, str)
+
+    def flag(value: Any) -> bool:
+        return isinstance(value, bool)
+
+    fits = {
+        "shape": lambda value: each(value, is_size) and len(value) == 2,
+        "buckets": lambda value: is_size(value) and value <= len(leaves),
+        "shrunk": lambda value: each(value, flag),
+        "flipped": flag,
+        "kernel": text,
+        "transform": text,
+        "model_a": text,
+        "model_b": text,
+        "features_a": lambda value: each(value, is_size),
+        "features_b": lambda value: each(value, is_size),
+        "dtype_a": lambda value: value in FLOATS,
+        "dtype_b": lambda value: value in FLOATS,
+    }
+    for name, test in fits.items():
+        if name not in meta or not test(meta[name]):
+            raise ValueError(f"{name}: got {str(meta.get(name, 'nothing'))[:40]}")
+    names = meta.get("names")
+    if names is not None and not (each(names, text) and len(names) == leaves[".groups.sizes_a"].size):
+        raise ValueError(f"names: expected one for each treatment, got {str(names)[:40]}")
 
 
-def _in_kernels(found: re.Match[str]) -> str:
-    return "psa_jax.match.kernels." + found[1].rpartition(".")[2]
-
-
-def describe(value: Any) -> str:
-    """What a static part of an alignment is, the same in every process: names of functions, settings of classes."""
-    if isinstance(value, functools.partial | jax.tree_util.Partial):
-        settings = [*map(describe, value.args), *(f"{k}={describe(v)}" for k, v in sorted(value.keywords.items()))]
-        return f"{describe(value.func)}({', '.join(settings)})"
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = [f for f in dataclasses.fields(value) if f.name not in ("parent", "name")]  # of flax linen modules
-        settings = [f"{field.name}={describe(getattr(value, field.name, None))}" for field in fields]
-        return f"{type(value).__qualname__}({', '.join(settings)})"
-    if isinstance(value, tuple | list):
-        return f"({', '.join(map(describe, value))})"
-    if isinstance(value, bool | int | float | str | None):
-        return repr(value)
-    kind = value if callable(value) and hasattr(value, "__qualname__") else type(value)
-    return f"{kind.__module__}.{kind.__qualname__}"
+def _check_plan(alignment: Alignment) -> None:
+    """Raises a `ValueError` unless the groups are a plan of samples that there are, each at most once."""
+    groups, coupling = alignment.groups, alignment.coupling
+    assert isinstance(coupling, Blocked)
+    blocks = (coupling.T if coupling.blocks[0].coupling.flipped else coupling).blocks
+    for scorer in (alignment.scorer_a, alignment.scorer_b):
+        if scorer is not None:
+            found = np.asarray(scorer.treatments)
+            codes = np.arange(groups.num_treatments)
+            if found.ndim != 1 or not np.array_equal(np.sort(found), np.intersect1d(found, codes)):
+                raise ValueError(
+                    f"scorers: expected different codes below {groups.num_treatments}, got {found.tolist()}"
+                )
+    for side, ids, sizes, scores, n in (
+        ("a", "rows", groups.sizes_a, alignment.scores_a, groups.shape[0]),
+        ("b", "cols", groups.sizes_b, alignment.scores_b, groups.shape[1]),
+    ):
+        sizes, seen = np.asarray(sizes, np.int64), np.zeros(n + 1, np.int64)
+        if scores.shape[0] != n or (sizes < 0).any() or sizes.sum() != n:
+            raise ValueError(f"sizes_{side}: expected treatments of {n} samples, got {sizes.sum()} of {len(scores)}")
+        for bucket, block in zip(groups.buckets, blocks, strict=True):
+            place, t = np.asarray(getattr(bucket, ids)), np.asarray(bucket.treatment)
+            if not np.array_equal(place, np.asarray(getattr(block, ids))):
+                raise ValueError(f"groups: expected the {ids} of the coupling's blocks, got others")
+            if min(place.min(), t.min()) < 0 or place.max() > n or t.max() >= sizes.size:
+                raise ValueError(f"groups: expected {ids} in [0, {n}] and {sizes.size} treatments, got others")
+            if not np.array_equal((place < n).sum(1), sizes[t]):
+                raise ValueError(f"groups: expected as many {ids} as the treatment has samples, got others")
+            np.add.at(seen, place, 1)
+        if (seen[:n] > 1).any():
+            raise ValueError(f"groups: expected each of the {ids} at most once, got some twice")
