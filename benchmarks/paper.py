@@ -16,7 +16,7 @@ import time
 import jax
 import numpy as np
 
-from benchmarks import alignments, predictions
+from benchmarks import alignments, predictions, tables
 from benchmarks.problems import load
 from benchmarks.report import draw, write
 from benchmarks.tables import HERE, environment, refill
@@ -74,7 +74,7 @@ def main():
         settings["seconds"] = round(time.perf_counter() - start)
         record = {"settings": settings, "environment": environment(), "rows": rows}
         (HERE / "results").mkdir(exist_ok=True)
-        (HERE / "results" / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
+        tables.write(HERE / "results" / f"{name}.json", json.dumps(record, indent=1) + "\n")
         if args.convention == "ours":
             draw(name, record)
         write()

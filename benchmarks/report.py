@@ -8,6 +8,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
+from benchmarks import tables
 from benchmarks.tables import HERE, markdown
 
 TITLES = {
@@ -79,7 +80,7 @@ def write():
     parts = [HEAD]
     for path in sorted((HERE / "results").glob("paper_*.json")):
         parts.append(section(path.stem, json.loads(path.read_text())))
-    (HERE / "RESULTS.md").write_text("\n".join(parts))
+    tables.write(HERE / "RESULTS.md", "\n".join(parts))
 
 
 def section(name, record):

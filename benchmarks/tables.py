@@ -47,7 +47,7 @@ def save(name, settings, rows):
     folder = HERE / "results"
     folder.mkdir(exist_ok=True)
     record = {"settings": settings, "environment": environment(), "rows": rows}
-    (folder / f"{name}.json").write_text(json.dumps(record, indent=1, default=str) + "\n")
+    write(folder / f"{name}.json", json.dumps(record, indent=1, default=str) + "\n")
     print(markdown(rows))
     refill()
 
@@ -55,7 +55,12 @@ def save(name, settings, rows):
 def refill():
     """Writes every marked table of both READMEs from the results that there are."""
     for path in (README, WHOLE):
-        path.write_text(filled(path.read_text()))
+        write(path, filled(path.read_text(encoding="utf-8")))
+
+
+def write(path, text):
+    """Writes a text at once or not at all, so that a run cut short leaves what was there."""
+    psa_jax.io.write_atomically(path, lambda file: file.write(text.encode()))
 
 
 def filled(text):
