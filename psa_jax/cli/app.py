@@ -12,6 +12,8 @@ from psa_jax.cli.errors import Commands
 from psa_jax.cli.running import run
 from psa_jax.cli.show import Show
 
+MOST = 2**31 - 1  # of 32 bits
+
 app = typer.Typer(name="psa-jax", cls=Commands, add_completion=False, pretty_exceptions_enable=False)
 
 
@@ -60,11 +62,11 @@ def demo(
     ] = Source.balls,
     seed: Seed = 0,
     num_samples: Annotated[
-        int | None, typer.Option(min=24, help="Balls to train on; half as many are aligned. Default: 4000.")
+        int | None, typer.Option(min=24, max=MOST, help="Balls to train on; half as many are aligned. Default: 4000.")
     ] = None,
     epochs: Annotated[
         int | None,
-        typer.Option(min=1, help="Passes over the data. Default: 15 for balls, 2000 steps for digits."),
+        typer.Option(min=1, max=MOST, help="Passes over the data. Default: 15 for balls, 2000 steps for digits."),
     ] = None,
     force: Force = False,
     debug: Debug = False,
@@ -107,15 +109,18 @@ def align(
     relative_eps: Annotated[
         float | None, typer.Option(help="Of sinkhorn, in units of the spread of the distances. Default: 0.1.")
     ] = None,
-    k: Annotated[int | None, typer.Option(min=1, help="Neighbours, of snn and nearest. Default: 1.")] = None,
+    k: Annotated[int | None, typer.Option(min=1, max=MOST, help="Neighbours, of snn and nearest. Default: 1.")] = None,
     seed: Seed = 0,
     epochs: Annotated[
-        int | None, typer.Option(min=1, help="The most passes over the data. Default: as many as make 2000 steps.")
+        int | None,
+        typer.Option(min=1, max=MOST, help="The most passes over the data. Default: as many as make 2000 steps."),
     ] = None,
-    members: Annotated[int, typer.Option(min=1, help="Classifiers to average for each modality.")] = 1,
-    folds: Annotated[int, typer.Option(min=3, help="Of cross-fitting, at most as many as there are cells.")] = 5,
+    members: Annotated[int, typer.Option(min=1, max=MOST, help="Classifiers to average for each modality.")] = 1,
+    folds: Annotated[
+        int, typer.Option(min=3, max=MOST, help="Of cross-fitting, at most as many as there are cells.")
+    ] = 5,
     num_components: Annotated[
-        int, typer.Option(min=1, help="A modality with more features is reduced to its principal components.")
+        int, typer.Option(min=1, max=MOST, help="A modality with more features is reduced to its principal components.")
     ] = 50,
     drop_unlabelled: Annotated[
         bool, typer.Option("--drop-unlabelled", help="Leave cells without a treatment out (they are counted).")

@@ -99,7 +99,9 @@ def cells(
 ) -> None:
     """Aligns two modalities of a file of single cells."""
     key_shuffle, key_align, key_rest = jax.random.split(jax.random.key(seed), 3)
-    with show.stage("data", f"read {file.name}"):
+    with show.stage("data", f"read {file.name}"), show.noting(), warnings.catch_warnings():
+        for category in (DeprecationWarning, FutureWarning):  # of packages that read, about each other
+            warnings.simplefilter("ignore", category)
         read = io.from_anndata if _check_suffix(file) == ".h5ad" else io.from_mudata
         loaded = read(
             _open(file),
@@ -184,8 +186,8 @@ def make_matcher(name: str, eps: float | None, relative_eps: float | None, k: in
     for option, value in (("--eps", eps), ("--relative-eps", relative_eps)):
         if value is not None and name != "sinkhorn":
             refuse(option, f"an option of --matcher sinkhorn only, got --matcher {name}")
-        if value is not None and not 0 < value < float("inf"):
-            refuse(option, f"expected a positive number, got {value}")
+        if value is not None and not np.finfo(np.float32).tiny <= value <= np.finfo(np.float32).max:
+            refuse(option, f"expected a positive number, got {value} (of single precision: 2e-38 to 3e+38)")
     if eps is not None and relative_eps is not None:
         refuse("--eps, --relative-eps", "expected one of them, got both")
     if k is not None and name not in ("snn", "nearest"):
@@ -213,9 +215,6 @@ def _open(file: Path) -> Any:
     except ImportError as error:
         raise ImportError(f"{file.suffix} files need anndata and mudata: pip install anndata mudata") from error
     try:
-        with warnings.catch_warnings():
-            for category in (DeprecationWarning, FutureWarning):  # of these packages, about each other
-                warnings.simplefilter("ignore", category)
-            return anndata.read_h5ad(file) if file.suffix == ".h5ad" else mudata.read_h5mu(file)
+        return anndata.read_h5ad(file) if file.suffix == ".h5ad" else mudata.read_h5mu(file)
     except Exception as error:
         raise ValueError(f"{file}: could not be read as {file.suffix} ({type(error).__name__}: {error})") from error

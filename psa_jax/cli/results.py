@@ -167,7 +167,7 @@ def verdict(report: dict[str, Any], label: str) -> str:
     """The result in words."""
     metrics = report["metrics"]
     trace, latents = metrics["trace"], metrics.get("latent_mse")
-    if latents is not None and latents["micro"] is not None:
+    if latents is not None and latents["micro"] is not None and latents["class_mean"]:
         ratio = latents["micro"] / latents["class_mean"]
         return (
             f"{label} finds the hidden state with a mean squared error of {latents['micro']:.4f}: "

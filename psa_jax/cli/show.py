@@ -12,7 +12,6 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from psa_jax.align.alignment import AlignmentWarning
 from psa_jax.cli.errors import rephrased
 from psa_jax.progress import Bar, Step
 
@@ -75,15 +74,15 @@ class Show:
 
     @contextlib.contextmanager
     def noting(self) -> Iterator[None]:
-        """Turns alignment warnings into notes."""
+        """Turns warnings that are meant for users into notes, one for each text."""
         with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always", AlignmentWarning)
+            warnings.simplefilter("always", UserWarning)
             yield
         for warning in caught:
-            if issubclass(warning.category, AlignmentWarning):
-                self.note(rephrased(str(warning.message)))
-            else:
+            if not issubclass(warning.category, UserWarning):
                 warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+            elif (text := rephrased(str(warning.message))) not in self.notes:
+                self.note(text)
 
     def print_notes(self) -> None:
         """Prints the notes."""

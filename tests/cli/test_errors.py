@@ -3,6 +3,7 @@ import json
 import os
 import pathlib
 import re
+import warnings
 
 import numpy as np
 import pytest
@@ -84,6 +85,13 @@ def truncated(folder):
     return path.read_bytes()[: path.stat().st_size // 2]
 
 
+def h5mu(folder):
+    path = written(folder, paired(["x", "y"], ["x", "y"]))
+    content = path.read_bytes()
+    path.unlink()
+    return content
+
+
 def without_x():
     found = cells()
     found.layers["counts"] = found.X
@@ -107,6 +115,7 @@ FILES = {
     "a folder": (lambda folder: None, [], "got a folder"),
     "empty": (lambda folder: b"", [], "could not be read as .h5ad"),
     "text": (lambda folder: b"cell,drug\n1,x\n", [], "could not be read as .h5ad"),
+    "a MuData of another name": (lambda folder: h5mu(folder), [], "could not be read as .h5ad"),
     "truncated": (truncated, [], "could not be read as .h5ad"),
     "no column": (lambda folder: cells(), ["--treatment", "dose"], "--treatment: no column 'dose'"),
     "no labels": (lambda folder: cells(dose=np.full(40, np.nan)), ["--treatment", "dose"], "--drop-unlabelled"),
@@ -165,6 +174,12 @@ def test_a_file_that_is_not_there_is_one_line(name, tmp_path):
         ["align", "cells.h5ad", "--treatment"],
         ["align", "cells.h5ad", "--treatment", "drug", "--modalities", "a"],
         ["align", "cells.h5ad", "--treatment", "drug", "--folds", "2"],
+        *(["align", "c.h5ad", "--treatment", "drug", "--eps", eps] for eps in ("0", "-1", "nan", "inf", "1e-300", "x")),
+        *(["demo", option, str(10**30)] for option in ("--epochs", "--num-samples")),
+        *(
+            ["align", "c.h5ad", "--treatment", "drug", "--matcher", "snn", option, str(10**30)]
+            for option in ("--epochs", "--members", "--folds", "--num-components", "--k")
+        ),
         *(["demo", "--seed", seed] for seed in ("-1", str(2**32), str(2**63), str(2**64), "1.5", "one", "nan", "")),
     ],
     ids=" ".join,
@@ -253,3 +268,19 @@ def test_output_that_cannot_be_written_is_one_line(number, step, tmp_path, monke
 )
 def test_arguments_become_options(message, expected):
     assert rephrased(message) == expected
+
+
+@pytest.mark.parametrize("category", [UserWarning, FutureWarning, DeprecationWarning])
+def test_warnings_of_other_libraries_are_notes_at_most(category, tmp_path, monkeypatch, capfd):
+    def read(*arguments, **settings):
+        for _ in range(2):
+            warnings.warn("of another library", category, stacklevel=2)
+        return loaded(*arguments, **settings)
+
+    loaded = jobs.io.from_anndata
+    monkeypatch.setattr(jobs.io, "from_anndata", read)
+    path = written(tmp_path, cells())
+    result = call("align", path, "--treatment", "drug", "--epochs", "1", "--output", tmp_path / "out")
+    assert result.exit_code == 0
+    assert result.stdout.count("note of another library") == (category is UserWarning)
+    assert result.stderr + capfd.readouterr().err == ""
