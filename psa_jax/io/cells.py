@@ -10,8 +10,19 @@ from scipy import sparse
 
 from psa_jax.arguments import checked
 from psa_jax.data.components import principal_components
-from psa_jax.data.labels import differing, is_missing, keys_of, names_of, ordered
+from psa_jax.data.labels import differing, names_of, ordered
 from psa_jax.data.samples import Modality, Truth, Unpaired, describe, validate
+from psa_jax.io.containers import (
+    check_anndata,
+    check_measured,
+    check_pairs,
+    column,
+    labels_in,
+    labels_of,
+    listed,
+    matrix,
+    note_numbers,
+)
 from psa_jax.types import KeyArray, known, pytree, static
 
 
@@ -81,32 +92,35 @@ def from_anndata(
 
     Raises:
         ValueError: no such column, modality or layer (those there are get listed), cells without a treatment,
-            features that are not finite (see `validate`).
+            features that are no numbers or not finite (see `validate`), cell names or columns that occur twice,
+            an outer join of different cells.
     """
-    names, values = np.asarray(adata.obs_names), _treatments(adata.obs, treatment, "obs")
-    kinds = list(dict.fromkeys(adata.var["feature_types"].astype(str))) if "feature_types" in adata.var else []
+    check_anndata("adata", adata)
+    names, values = np.asarray(adata.obs_names), labels_of(adata.obs, treatment, "obs")
+    types = np.array([], str)
+    if "feature_types" in adata.var:
+        types = np.asarray(column(adata.var, "feature_types", "modalities", "var").astype(str))
+    kinds = list(dict.fromkeys(types.tolist()))
     if modalities is None:
         if len(kinds) != 2:
-            found = f"got {kinds}" if kinds else f"got only columns {_listed(adata.var.columns)}"
+            found = f"got {kinds}" if kinds else f"got only columns {listed(adata.var.columns)}"
             raise ValueError(
                 f"modalities: expected two names, or exactly two values in var['feature_types'], {found}; "
-                f"obsm has {_listed(adata.obsm)}"
+                f"obsm has {listed(adata.obsm)}"
             )
         modalities = kinds[0], kinds[1]
     if layer is not None and layer not in adata.layers:
-        raise ValueError(f"layer: expected one of {_listed(adata.layers)}, got {layer!r}")
+        raise ValueError(f"layer: expected one of {listed(adata.layers)}, got {layer!r}")
     sides = []
     for name in _two(modalities):
         if name in kinds:
-            chosen = np.flatnonzero(adata.var["feature_types"].astype(str) == name)
-            x = adata.X if layer is None else adata.layers[layer]
-            x = None if x is None else x[:, chosen]
+            x = _features(adata, layer, name)[:, np.flatnonzero(types == name)]
         elif name in adata.obsm:
-            x = adata.obsm[name]
+            x = matrix(f"obsm[{name!r}]", adata.obsm[name], adata.n_obs)
         else:
             raise ValueError(
                 f"modalities: expected values of var['feature_types'] {kinds} or names in obsm "
-                f"{_listed(adata.obsm)}, got {name!r}"
+                f"{listed(adata.obsm)}, got {name!r}"
             )
         sides.append((name, x, names, values))
     return _load(sides, np.arange(len(names)), treatment, num_components, drop_unlabelled)
@@ -121,10 +135,11 @@ def from_mudata(
     layer: str | None = None,
     num_components: int | None = 50,
     drop_unlabelled: bool = False,
+    pairs: bool | None = None,
 ) -> Loaded:
     """Takes two modalities of a MuData, of the same cells, of others, or of some of both.
 
-    Cells whose name is in both modalities are known pairs.
+    Cells whose name is in both modalities are known pairs, unless `pairs` says otherwise.
 
     Args:
         mdata: a `mudata.MuData`.
@@ -133,28 +148,35 @@ def from_mudata(
         layer: instead of `X`.
         num_components: see `from_anndata`.
         drop_unlabelled: see `from_anndata`.
+        pairs: False where cells of the same name are different cells: no pair is known. By default they are one
+            cell, with a warning if all their names are plain numbers; True leaves the warning out.
 
     Returns:
         As `from_anndata`; the modalities need not have the same cells or treatments.
 
     Raises:
-        ValueError: as `from_anndata`, and for cell names that occur twice in a modality.
+        ValueError: as `from_anndata`; cells of the same name and different treatments; a common `obs` that lacks
+            cells of a modality.
     """
+    if not hasattr(mdata, "mod"):
+        hint = " (psa_jax.io.from_anndata takes it)" if hasattr(mdata, "obsm") else ""
+        raise ValueError(f"mdata: expected a mudata.MuData, got {type(mdata).__name__}{hint}")
     if modalities is None and len(mdata.mod) != 2:
-        raise ValueError(f"modalities: expected two of {_listed(mdata.mod)}")
+        raise ValueError(f"modalities: expected two of {listed(mdata.mod)}")
     sides = []
     for name in _two(tuple(mdata.mod) if modalities is None else modalities):
         if name not in mdata.mod:
-            raise ValueError(f"modalities: expected names in {_listed(mdata.mod)}, got {name!r}")
+            raise ValueError(f"modalities: expected names in {listed(mdata.mod)}, got {name!r}")
         adata = mdata.mod[name]
+        check_anndata(f"modality {name!r}", adata)
         if layer is not None and layer not in adata.layers:
-            raise ValueError(f"layer: expected one of {_listed(adata.layers)} of {name!r}, got {layer!r}")
-        if not adata.obs_names.is_unique:
-            raise ValueError(f"modality {name!r}: expected unique cell names, got some twice")
-        column = adata.obs if treatment in adata.obs or treatment not in mdata.obs else mdata.obs.loc[adata.obs_names]
-        values = _treatments(column, treatment, f"obs of modality {name!r}", mdata.obs.columns)
-        sides.append((name, adata.X if layer is None else adata.layers[layer], np.asarray(adata.obs_names), values))
-    return _load(sides, _find(sides[1][2], sides[0][2]), treatment, num_components, drop_unlabelled)
+            raise ValueError(f"layer: expected one of {listed(adata.layers)} of {name!r}, got {layer!r}")
+        values = labels_in(mdata, name, treatment)
+        sides.append((name, _features(adata, layer, name), np.asarray(adata.obs_names), values))
+    pair = _find(sides[1][2], sides[0][2]) if pairs is not False else np.full(len(sides[0][2]), -1)
+    if pairs is None:
+        note_numbers(sides[0][2][pair >= 0])
+    return _load(sides, pair, treatment, num_components, drop_unlabelled)
 
 
 @checked
@@ -177,10 +199,6 @@ def _load(
     drop_unlabelled: bool,
 ) -> Loaded:
     """Sides are (name, features, cell names, labels or None); `pair` is before cells are dropped."""
-    for name, x, *_ in sides:
-        if x is None:
-            raise ValueError(f"modality {name!r}: expected a matrix X, the file has none (`layer` names another)")
-    sides = [(name, x.to_numpy() if hasattr(x, "iloc") else x, cells, t) for name, x, cells, t in sides]
     if num_components is not None and num_components < 1:
         raise ValueError(f"num_components: expected at least 1, got {num_components}")
     keep = [np.array([label is not None for label in labels]) for *_, labels in sides]
@@ -195,13 +213,16 @@ def _load(
     code = {label: i for i, label in enumerate(treatments)}
     features = [x[np.flatnonzero(kept)] for (_, x, *_), kept in zip(sides, keep, strict=True)]
     codes = [np.array([code[label] for label in labels if label is not None], np.int32) for *_, labels in sides]
-    sums = (np.asarray(x.sum(axis=1), np.float32).reshape(-1, 1) for x in features)
+    sums = (np.asarray(x.sum(axis=1, dtype=np.float64), np.float32).reshape(-1, 1) for x in features)
     total_a, total_b = (Modality(jnp.asarray(total), jnp.asarray(t)) for total, t in zip(sums, codes, strict=True))
     present = [{label for label in labels if label is not None} for *_, labels in sides]
     if all(present) and not present[0] & present[1]:
         raise ValueError(
             f"{treatment}: expected at least one treatment that both modalities have, got {differing(*present)}"
         )
+    called, matrices, cells, labels = (list(part) for part in zip(*sides, strict=True))
+    check_pairs(called, cells[0], labels, pair, treatment)
+    check_measured(called, matrices, pair, treatment)
     validate(Unpaired(total_a, total_b, len(treatments), names))
     a, b = (
         Modality(jnp.asarray(_dense(name, x, num_components), jnp.float32), jnp.asarray(t))
@@ -232,20 +253,18 @@ def _dense(name: str, x: Any, num_components: int | None) -> np.ndarray:
     return x @ components - mean @ components
 
 
-def _treatments(obs: Any, treatment: str, where: str, more: Any = ()) -> np.ndarray:
-    """The label of each cell, to be compared as `labels.encode` does; None where there is none."""
-    if treatment not in obs:
-        also = f" nor in the common obs {_listed(more)}" if len(more) else ""
-        raise ValueError(f"treatment: no column {treatment!r} in {where} {_listed(obs.columns)}{also}")
-    keys = keys_of(f"treatment {treatment!r}", obs[treatment])
-    found = np.empty(len(keys), object)
-    found[:] = [None if is_missing(key) else key for key in keys]
-    return found
+def _features(adata: Any, layer: str | None, modality: str) -> Any:
+    """All features of an AnnData, of its matrix or a layer."""
+    x = adata.X if layer is None else adata.layers[layer]
+    if x is None:
+        raise ValueError(f"modality {modality!r}: expected a matrix X, the file has none (`layer` names another)")
+    where = "X" if layer is None else f"layers[{layer!r}]"
+    return matrix(f"modality {modality!r}: {where}", x, adata.n_obs)
 
 
 def _two(names: tuple[str, ...]) -> tuple[str, ...]:
     if len(names) != 2 or names[0] == names[1]:
-        raise ValueError(f"modalities: expected two different names, got {_listed(names)}")
+        raise ValueError(f"modalities: expected two different names, got {listed(names)}")
     return tuple(names)
 
 
@@ -253,7 +272,3 @@ def _find(names: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     """Where each wanted name is, -1 for nowhere."""
     place = {name: i for i, name in enumerate(names)}
     return np.array([place.get(name, -1) for name in wanted], int)
-
-
-def _listed(names: Any) -> str:
-    return "[" + ", ".join(map(str, names)) + "]"

@@ -227,11 +227,9 @@ def test_shuffle_keeps_who_is_who():
 def multimodal():
     """Cells c0 to c19 in a, c10 to c34 in b; drug w in b only, drug z in a only."""
     rng = np.random.default_rng(0)
-    sides = {}
-    for name, ids, drugs in (("rna", range(20), "xyz"), ("atac", range(10, 35), "xyw")):
-        obs = pd.DataFrame(
-            {"drug": [drugs[i % 3] if i % 3 < 2 else drugs[2] for i in ids]}, index=[f"c{i}" for i in ids]
-        )
+    sides, drugs = {}, ["xyz"[i % 3] if i < 10 else "xyx"[i % 3] if i < 20 else "xyw"[i % 3] for i in range(35)]
+    for name, ids in (("rna", range(20)), ("atac", range(10, 35))):
+        obs = pd.DataFrame({"drug": [drugs[i] for i in ids]}, index=[f"c{i}" for i in ids])
         x = rng.standard_normal((len(ids), 3)).astype(np.float32)
         sides[name] = anndata.AnnData(x, obs=obs, var=pd.DataFrame(index=[f"{name}{i}" for i in range(3)]))
     return mudata.MuData(sides)

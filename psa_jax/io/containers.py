@@ -1,0 +1,144 @@
+"""What AnnData and MuData hold, checked before it is used: matrices, labels, and whose cell is whose."""
+
+import warnings
+from typing import Any
+
+import numpy as np
+from scipy import sparse
+
+from psa_jax.align.alignment import AlignmentWarning
+from psa_jax.data.labels import is_missing, keys_of
+
+SHOWN = 5
+PARTS = "obs", "var", "obsm", "layers", "obs_names"
+
+
+def check_anndata(name: str, adata: Any) -> None:
+    """Raises a `ValueError` that says `name` unless it is an AnnData whose cells have names of their own."""
+    if hasattr(adata, "mod") or not all(hasattr(adata, part) for part in PARTS):
+        hint = " (psa_jax.io.from_mudata takes it)" if hasattr(adata, "mod") else ""
+        raise ValueError(f"{name}: expected an anndata.AnnData, got {type(adata).__name__}{hint}")
+    if not adata.obs_names.is_unique:
+        twice = adata.obs_names[adata.obs_names.duplicated()].unique()
+        raise ValueError(
+            f"{name}: expected unique cell names, got {len(twice)} more than once ({some(twice)}): "
+            "obs_names_make_unique() names them apart if they are different cells"
+        )
+
+
+def matrix(where: str, x: Any, num_cells: int) -> Any:
+    """Features `[num_cells, d]` of numbers as this machine has them: a NumPy array, or sparse rows.
+
+    Raises:
+        ValueError: no numbers, or not of these cells; it says `where`.
+    """
+    if hasattr(x, "to_memory"):  # of a file that is open
+        x = x.to_memory()
+    if hasattr(x, "iloc"):
+        others = [name for name, kind in x.dtypes.items() if getattr(kind, "kind", "O") not in "biuf"]
+        if others:
+            raise ValueError(f"{where}: expected columns of numbers, got others in {listed(others)}")
+        x = x.to_numpy(np.float64, na_value=np.nan)
+    if isinstance(x, np.ma.MaskedArray) and x.dtype.kind in "biuf":
+        x = np.where(np.ma.getmaskarray(x), np.nan, x.data)
+    x = sparse.csr_array(x) if sparse.issparse(x) else np.asarray(x)
+    if x.dtype.kind not in "biuf":
+        raise ValueError(f"{where}: expected numbers [{num_cells} cells, features], got {x.dtype}")
+    if x.ndim != 2 or x.shape[0] != num_cells or not x.shape[1]:
+        raise ValueError(f"{where}: expected numbers [{num_cells} cells, features], got shape {x.shape}")
+    return x.astype(x.dtype.newbyteorder("="), copy=False)
+
+
+def column(table: Any, name: str, argument: str, where: str, also: str = "") -> Any:
+    """The one column of a table; a `ValueError` that says `argument` if there is none or more than one."""
+    count = list(table.columns).count(name)
+    if not count:
+        raise ValueError(f"{argument}: no column {name!r} in {where} {listed(table.columns)}{also}")
+    if count > 1:
+        raise ValueError(f"{argument}: expected one column {name!r} in {where}, got {count} of this name: rename them")
+    return table[name]
+
+
+def labels_of(obs: Any, treatment: str, where: str, also: str = "") -> np.ndarray:
+    """The label of each cell, to be compared as `labels.encode` does; None where there is none."""
+    keys = keys_of(f"treatment {treatment!r}", column(obs, treatment, "treatment", where, also))
+    found = np.empty(len(keys), object)
+    found[:] = [None if is_missing(key) else key for key in keys]
+    return found
+
+
+def labels_in(mdata: Any, modality: str, treatment: str) -> np.ndarray:
+    """The label of each cell of a modality, of its own table or else of the common one."""
+    adata, common = mdata.mod[modality], mdata.obs
+    where = f"obs of modality {modality!r}"
+    if treatment in adata.obs or treatment not in common:
+        also = f" nor in the common obs {listed(common.columns)}" if len(common.columns) else ""
+        return labels_of(adata.obs, treatment, where, also)
+    gone = adata.obs_names[~adata.obs_names.isin(common.index)]
+    if len(gone) or not common.index.is_unique:
+        got = f"none for {len(gone)} of {adata.n_obs} ({some(gone)})" if len(gone) else "some names twice"
+        raise ValueError(
+            f"mdata.obs: expected a row for each cell of modality {modality!r}, got {got}: it is out of date; "
+            f"put {treatment!r} into the obs of each modality, or call mdata.update() before it is set"
+        )
+    return labels_of(common.loc[adata.obs_names], treatment, "the common obs")
+
+
+def check_measured(names: list[str], features: list[Any], pair: np.ndarray, treatment: str) -> None:
+    """Raises a `ValueError` where most pairs have nothing in one modality: an outer join of different cells."""
+    first, second = _empty(features[0])[pair >= 0], _empty(features[1])[pair[pair >= 0]]
+    only = (~first & second).sum(), (first & ~second).sum()
+    if min(only) and 2 * sum(only) > len(first):
+        a, b = names
+        raise ValueError(
+            f"modalities {a!r}, {b!r}: expected cells measured in both, got {only[0]} with nothing in {b!r} and "
+            f"{only[1]} with nothing in {a!r}, as an outer join of different cells has them. Write "
+            f"psa_jax.io.from_mudata(mudata.MuData({{{a!r}: one, {b!r}: other}}), treatment={treatment!r}) instead, "
+            "with the AnnData of each before they were joined"
+        )
+
+
+def check_pairs(
+    names: list[str], cells: np.ndarray, labels: list[np.ndarray], pair: np.ndarray, treatment: str
+) -> None:
+    """Raises a `ValueError` where the halves of a pair have different labels: cells that only share their name."""
+    other = [labels[1][j] if j >= 0 else None for j in pair]
+    differ = np.array([None not in (x, y) and x != y for x, y in zip(labels[0], other, strict=True)], bool)
+    if differ.any():
+        a, b = names
+        shown = ", ".join(f"{cells[i]} has {labels[0][i]!r} and {other[i]!r}" for i in np.flatnonzero(differ)[:SHOWN])
+        raise ValueError(
+            f"modalities {a!r}, {b!r}: expected one {treatment!r} for each cell that is in both by name, got two for "
+            f"{differ.sum()} of {(pair >= 0).sum()} ({shown}). If these are different cells of the same name, give "
+            f"pairs=False, or names of their own: mdata.mod[{b!r}].obs_names = {b + '_'!r} + mdata.mod[{b!r}].obs_names"
+        )
+
+
+def note_numbers(cells: np.ndarray) -> None:
+    """Warns of pairs that are such only because their names are the same plain numbers."""
+    if len(cells) and all(str(cell).isdecimal() for cell in cells):
+        warnings.warn(
+            f"{len(cells)} cells are taken for pairs because of names that are plain numbers ({some(cells)}), as rows "
+            "have them where cells have no names: give pairs=False if they are different cells, True if they are not",
+            AlignmentWarning,
+            stacklevel=4,
+        )
+
+
+def some(names: Any) -> str:
+    """The first few of many."""
+    return ", ".join(map(str, names[:SHOWN])) + (", ..." if len(names) > SHOWN else "")
+
+
+def listed(names: Any) -> str:
+    """All of them, for an error."""
+    return "[" + ", ".join(map(str, names)) + "]"
+
+
+def _empty(x: Any) -> np.ndarray:
+    """Which cells have nothing but zeros and NaN."""
+    if not sparse.issparse(x):
+        return ((x == 0) | np.isnan(x)).all(axis=1)
+    something = (x.data != 0) & ~np.isnan(x.data)
+    rows = np.repeat(np.arange(x.shape[0]), np.diff(x.indptr))
+    return np.bincount(rows[something], minlength=x.shape[0]) == 0
