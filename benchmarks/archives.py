@@ -165,7 +165,7 @@ def _texts(about):
         "nested lists": b"[" * 100_000 + b"]" * 100_000,
         "nested objects": b'{"a":' * 100_000 + b"1" + b"}" * 100_000,
         "long number": b'{"a": ' + b"1" * 10_000 + b"}",
-        "giant": b'"' + bytes(17 * 2**20) + b'"',
+        "giant": b"[" + b"[]," * 2**20 + b"1]",
     }
     for odd in ODD:
         texts[f"{odd!r}"] = json.dumps(odd).encode()

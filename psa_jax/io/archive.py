@@ -18,7 +18,7 @@ from psa_jax.io.files import write_atomically
 from psa_jax.types import PyTree
 
 _ABOUT = "about.json"
-_FORMAT = 1  # of every archive; files of versions before 0.6 do not say it
+_FORMAT = 1  # of every archive; files of version 0.4 and some of 0.5 do not say it
 MOST = 100  # times its own size is what a file may hold, if that is more than
 SMALL = 2**27  # bytes
 
@@ -155,7 +155,7 @@ def write_archive(path: str | os.PathLike[str], arrays: dict[str, np.ndarray], a
                 for name, array in arrays.items():
                     with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
                         np.lib.format.write_array(member, np.asanyarray(array), allow_pickle=False)
-            if sum(member.file_size for member in archive.infolist()) <= allowed(file.tell()):
+            if _excess(archive, file.tell()) is None:
                 return
 
     write_atomically(path, fill)
@@ -217,10 +217,18 @@ def _check_members(archive: zipfile.ZipFile, size: int) -> None:
             raise ValueError(f"{member.filename}: expected a member stored or deflated, got another kind")
     if (packed := sum(member.compress_size for member in members)) > size:
         raise ValueError(f"expected members of {size} bytes at most, the size of the file, got {packed}")
-    if (unpacked := sum(member.file_size for member in members)) > allowed(size):
-        raise ValueError(f"expected {allowed(size)} bytes at most in a file of {size}, got {unpacked}")
-    if archive.getinfo(_ABOUT).file_size > SMALL // 8:
-        raise ValueError(f"{_ABOUT}: expected {SMALL // 8} bytes at most")
+    if (excess := _excess(archive, size)) is not None:
+        raise ValueError(excess)
+
+
+def _excess(archive: zipfile.ZipFile, size: int) -> str | None:
+    """In words, what an archive of `size` bytes declares beyond what one may; None is nothing."""
+    if (unpacked := sum(member.file_size for member in archive.infolist())) > allowed(size):
+        return f"expected {allowed(size)} bytes at most in a file of {size}, got {unpacked}"
+    # names are in the archive too, not compressed: what it says of them is not much longer than itself
+    if (told := archive.getinfo(_ABOUT).file_size) > 2**20 + 4 * size:
+        return f"{_ABOUT}: expected {2**20 + 4 * size} bytes at most in a file of {size}, got {told}"
+    return None
 
 
 def _array(archive: zipfile.ZipFile, name: str) -> np.ndarray:

@@ -45,7 +45,10 @@ def save_coupling(path: str | os.PathLike[str], coupling: Coupling | Blocked, k:
         "row_marginal": np.asarray(coupling.row_marginal(), np.float32),
         "shape": np.asarray(coupling.shape, np.int64),
     }
-    _check(stored)
+    try:
+        _check(stored)
+    except ValueError as error:
+        raise ValueError(f"coupling: {error}") from None
     write_archive(path, stored, {"kind": _KIND, "version": _VERSION})
 
 

@@ -3,9 +3,9 @@
 import contextlib
 import os
 import re
+import secrets
 import stat
 import time
-import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO
@@ -45,10 +45,10 @@ def write_atomically(path: str | os.PathLike[str], fill: Callable[[IO[bytes]], N
     if target.exists() and not target.is_file():
         raise ValueError(f"{path}: expected the place of a file, got a folder or a device")
     _sweep(target)
-    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex}.partial")
+    partial = target.with_name(f".{target.name}.{secrets.token_hex(8)}.partial")
     try:
         with open(partial, "xb") as file:  # never one of somebody else, and with the mode that the umask gives
-            if target.exists():
+            with contextlib.suppress(FileNotFoundError):
                 os.chmod(partial, stat.S_IMODE(target.stat().st_mode))
             fill(file)
             file.flush()
