@@ -182,8 +182,8 @@ def check_like(name: str, other: Unpaired, data: Unpaired) -> None:
             raise ValueError(f"{name}: modality {side}: expected features of shape {ours}, got {theirs}")
 
 
-def check_truth(truth: Truth, n: int, m: int) -> None:
-    """Raises a `ValueError` unless `truth` fits `n` rows and `m` columns. Host only."""
+def check_truth(truth: Truth, n: int, m: int, data: Unpaired | None = None) -> None:
+    """Raises a `ValueError` unless `truth` fits `n` rows and `m` columns, and the treatments of `data`. Host only."""
     pair = np.asarray(truth.pair)
     if not np.issubdtype(pair.dtype, np.integer):
         raise ValueError(f"truth.pair: expected integers, got {pair.dtype}")
@@ -194,6 +194,15 @@ def check_truth(truth: Truth, n: int, m: int) -> None:
     for name, z, rows in (("z_a", truth.z_a, n), ("z_b", truth.z_b, m)):
         if z is not None and (z.ndim != 2 or z.shape[0] != rows):
             raise ValueError(f"truth.{name}: expected shape [{rows}, d], got {z.shape}")
+    if data is not None:
+        t_a, t_b = np.asarray(data.a.t), np.asarray(data.b.t)
+        rows = np.flatnonzero((pair >= 0) & (t_a != t_b[pair]))
+        if rows.size:
+            told = ", ".join(f"{i} with {pair[i]}" for i in rows[:SHOWN]) + (", ..." if rows.size > SHOWN else "")
+            raise ValueError(
+                f"truth.pair: expected pairs of one treatment each, got two treatments in {rows.size} of "
+                f"{(pair >= 0).sum()} (rows {told}): these are no pairs, -1 says so"
+            )
 
 
 def features(name: str, x: Any) -> Any:

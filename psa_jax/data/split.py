@@ -27,7 +27,8 @@ def split(key: KeyArray, data: Unpaired, fractions: Sequence[float], truth: Trut
         One `Unpaired` for each fraction, or one `(Unpaired, Truth)` when `truth` is given.
 
     Raises:
-        ValueError: fractions that are not positive or exceed one, invalid data, or a truth of another length.
+        ValueError: fractions that are not positive or exceed one, invalid data, a truth of another length or
+            with pairs of two treatments.
 
     Example:
         >>> data = Unpaired(*2 * [Modality(jnp.ones((10, 2)), jnp.arange(10) % 2)], 2)
@@ -48,7 +49,7 @@ def split(key: KeyArray, data: Unpaired, fractions: Sequence[float], truth: Trut
         pair = np.full(t_a.size, -1)
     else:
         pair = np.asarray(truth.pair)
-        check_truth(truth, t_a.size, t_b.size)
+        check_truth(truth, t_a.size, t_b.size, data)
         known = pair >= 0
         free = np.setdiff1d(np.arange(t_b.size), pair[known])
         part_b[free] = np.searchsorted(edges, _rank(key_b, t_b[free], data.num_treatments), side="right")

@@ -204,6 +204,17 @@ def test_bad_truth(truth, message):
         psa.split(jax.random.key(0), change(), (0.5, 0.5), truth=truth)
 
 
+@pytest.mark.parametrize("wrong", [1, 6, 39])
+def test_pairs_of_two_treatments_are_none(wrong):
+    t = jnp.arange(40) % 3
+    data = psa.Unpaired(psa.Modality(jnp.ones((40, 2)), t), psa.Modality(jnp.ones((40, 2)), t), 3)
+    pair = np.where(np.arange(40) < wrong, (np.arange(40) + 1) % 40, np.arange(40))
+    with pytest.raises(ValueError, match=rf"truth.pair: .* two treatments in {wrong} of 40 \(rows 0 with 1"):
+        psa.split(jax.random.key(0), data, (0.5, 0.5), truth=psa.Truth(jnp.asarray(pair)))
+    unknown = jnp.asarray(np.where(np.arange(40) < wrong, -1, np.arange(40)))
+    assert len(psa.split(jax.random.key(0), data, (0.5, 0.5), truth=psa.Truth(unknown))) == 2
+
+
 def test_labels_of_any_integer_kind_and_lists():
     kinds = [np.uint8, np.uint64, np.int64, list]
     for kind in kinds:
