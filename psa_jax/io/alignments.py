@@ -253,9 +253,10 @@ def _check_plan(alignment: Alignment) -> None:
         ("a", "rows", groups.sizes_a, alignment.scores_a, groups.shape[0]),
         ("b", "cols", groups.sizes_b, alignment.scores_b, groups.shape[1]),
     ):
-        sizes, seen = np.asarray(sizes, np.int64), np.zeros(n + 1, np.int64)
+        sizes = np.asarray(sizes, np.int64)
         if scores.shape[0] != n or (sizes < 0).any() or sizes.sum() != n:
             raise ValueError(f"sizes_{side}: expected treatments of {n} samples, got {sizes.sum()} of {len(scores)}")
+        seen = np.zeros(n + 1, np.int64)
         for bucket, block in zip(groups.buckets, blocks, strict=True):
             place, t = np.asarray(getattr(bucket, ids)), np.asarray(bucket.treatment)
             if not np.array_equal(place, np.asarray(getattr(block, ids))):

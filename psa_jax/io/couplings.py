@@ -70,8 +70,9 @@ def load_coupling(path: str | os.PathLike[str]) -> Coupling:
     check_version(path, about.get("version"), _VERSION)
     with reading(path, "a coupling made by save_coupling"):
         _check(stored)
-        if (most := allowed(os.path.getsize(path)) // 4) < (m := int(stored["shape"][1])):
-            raise ValueError(f"shape: expected {most} columns at most in so small a file, got {m}")
+        held, m = sum(array.nbytes for array in stored.values()), int(stored["shape"][1])
+        if 4 * m > allowed(held):
+            raise ValueError(f"shape: expected {allowed(held) // 4} columns at most in so small a file, got {m}")
     probability, kept, mass = stored["probabilities"], stored["kept"], stored["row_marginal"]
     share = mass[:, None] * probability / np.where(kept > 0, kept, 1)[:, None]
     log_mass = np.where(share > 0, np.log(np.where(share > 0, share, 1)), -np.inf)
