@@ -12,7 +12,8 @@ import typer
 
 from psa_jax.cli.output import OutputFolder
 from psa_jax.cli.show import Show
-from psa_jax.cli.start import ENDING
+
+ENDING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
 def run(job: Callable[[Path, Show], None], output: Path, force: bool) -> None:
