@@ -104,6 +104,15 @@ def solver_dtype(*arrays: Array) -> Any:
     return jnp.dtype(jnp.float64) if jax.config.read("jax_enable_x64") else float_dtype(*arrays)
 
 
+def alike(*arrays: Array) -> tuple[Array, ...]:
+    """The same arrays; under `shard_map` each counts as differing between devices where any of them does.
+
+    A loop's state must start as it goes on: from values that differ between devices if they will.
+    """
+    apart = [jnp.zeros_like(array, shape=()) for array in arrays]
+    return tuple(array + sum(zero.astype(array.dtype) for zero in apart) for array in arrays)
+
+
 def map_rows(fn: Any, rows: PyTree, chunk: int) -> PyTree:
     """Applies `fn` to the leading axis of `rows`, at most `chunk` rows at a time.
 
@@ -141,6 +150,7 @@ __all__ = [
     "KeyArray",
     "Number",
     "PyTree",
+    "alike",
     "brief",
     "float_dtype",
     "host_rng",

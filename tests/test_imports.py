@@ -22,7 +22,7 @@ LEVELS = [  # low to high; those of one level may not import each other, but for
     ["cli"],
 ]
 LEVEL = {folder: level for level, row in enumerate(LEVELS) for folder in row}
-SOLVERS = {"match.descent", "match.dual", "match.geometry", "match.quadratic", "match.solve"}
+SOLVERS = {"match.descent", "match.geometry", "match.quadratic", "match.solve"}
 OPTIONAL = {"anndata", "mudata", "pandas", "matplotlib", "typer", "rich", "sklearn"}
 LATE = "import sys, psa_jax; print(*{'ott', 'scipy.optimize', 'scipy.stats'} & set(sys.modules))"
 

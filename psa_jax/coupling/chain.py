@@ -73,7 +73,7 @@ class Chained:
             attempt, found = state
             return (attempt < ATTEMPTS) & (open_ends & (found < 0)).any()
 
-        start = jnp.zeros((), jnp.int32), jnp.full(self.shape[0], -1, jnp.int32)
+        start = jnp.zeros((), jnp.int32), jnp.full_like(open_ends & (last >= 0).any(), -1, jnp.int32)
         return jax.lax.while_loop(missing, draw, start)[1]
 
     @functools.partial(jax.jit, static_argnames="chunk")

@@ -11,8 +11,9 @@ from ott.solvers.linear.sinkhorn_lr import LRSinkhorn
 
 from psa_jax.coupling.coupling import Coupling, Info, masked
 from psa_jax.match.cost import cosine, direction
+from psa_jax.match.entropic import ott_rules
 from psa_jax.match.kernels import factored
-from psa_jax.types import Array, Cost, solver_dtype
+from psa_jax.types import Array, Cost, alike, solver_dtype
 
 CHANGE_PER_TOL = 10.0
 PROJECTION_PER_TOL = 3.0
@@ -30,14 +31,9 @@ def descend(
 ) -> Coupling:
     """The coupling of `low_rank_sinkhorn`, whose arguments are checked there."""
     dtype = solver_dtype(u, v)
-    u, v, a, b = jax.lax.stop_gradient(tuple(x.astype(dtype) for x in (u, v, a, b)))
-    gamma, tol = (jax.lax.stop_gradient(jnp.asarray(x, dtype)) for x in (gamma, tol))
+    u, v, a, b, gamma, tol = alike(*(jax.lax.stop_gradient(jnp.asarray(x, dtype)) for x in (u, v, a, b, gamma, tol)))
     u, v = (x.reshape(x.shape[0], -1) for x in (u, v))
-    with (
-        jax.numpy_dtype_promotion("standard"),
-        jax.numpy_rank_promotion("allow"),
-        jax.default_matmul_precision("highest"),
-    ):
+    with ott_rules(), jax.default_matmul_precision("highest"):
         if cost is cosine:
             u, v = (jnp.where((w > 0)[:, None], direction(x), 0) for x, w in ((u, a), (v, b)))
         else:
@@ -73,14 +69,14 @@ def _initial(x: Array, y: Array, a: Array, b: Array, rank: int) -> tuple[Array, 
         return landmarks.at[k].set(new), jnp.minimum(near, ((points - new) ** 2).sum(1))
 
     def lloyd(_: Array, landmarks: Array) -> Array:
-        mass, total = jnp.zeros(rank, x.dtype), jnp.zeros_like(landmarks)
+        mass, total = jnp.zeros_like(x, shape=rank), jnp.zeros_like(landmarks)
         for side, weights in ((x, a), (y, b)):
             own = jnp.argmin(_squares(side, landmarks), axis=1)
             mass = mass.at[own].add(weights)
             total = total.at[own].add(weights[:, None] * side)
         return jnp.where(mass[:, None] > 0, total / _positive(mass)[:, None], landmarks)
 
-    empty = jnp.zeros((rank, x.shape[1]), x.dtype)
+    empty = jnp.zeros_like(x, shape=(rank, x.shape[1]))
     landmarks = jax.lax.fori_loop(0, rank, farthest, (empty, (points**2).sum(1)))[0]
     landmarks = jax.lax.fori_loop(0, LLOYD_STEPS, lloyd, landmarks)
     distances = _squares(x, landmarks), _squares(y, landmarks)
@@ -101,7 +97,7 @@ def _fit(p: Array, weights: Array, g: Array, tol: Array) -> Array:
         rows = p.sum(1)
         return step + 1, p * (weights / _positive(rows))[:, None], jnp.abs(rows - weights).sum()
 
-    start = jnp.asarray(0), p, jnp.asarray(jnp.inf, p.dtype)
+    start = jnp.asarray(0), p, jnp.full_like(p, jnp.inf, shape=())
     p = jax.lax.while_loop(lambda s: (s[0] < FIT_STEPS) & (s[2] > tol), scale, start)[1]
     p = p * jnp.minimum(1, g / _positive(p.sum(0)))
     rows, cols = jnp.maximum(weights - p.sum(1), 0), jnp.maximum(g - p.sum(0), 0)

@@ -1,12 +1,10 @@
 """The dual of one treatment's transport problem: what optimality asks, its Hessian, and what follows from it."""
 
-import contextlib
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from ott.solvers.linear.implicit_differentiation import ImplicitDiff
 
 from psa_jax.match.entropic import Settings
 from psa_jax.match.geometry import Absorbed, Transport
@@ -62,15 +60,21 @@ def target(potential: Array, eps: Array, tau: Any) -> Array:
     return jnp.exp(-potential * ((1 - tau) / tau) / eps)
 
 
-class Implicit(ImplicitDiff):
-    """ott-jax's implicit differentiation, with our linear solve, which leaves padding alone."""
+def conditions(settings: Settings, problem: Transport, f: Array, g: Array) -> tuple[Array, Array]:
+    """What optimality asks to be zero: both marginals less what they should be. Differentiable, in tiles too."""
+    eps = problem.epsilon
+    rows, cols = (problem.marginal_from_potentials(f, g, axis=axis) for axis in (1, 0))
+    return rows - problem.a * target(f, eps, settings.tau_a), cols - problem.b * target(g, eps, settings.tau_b)
 
-    def solve(self, gr: Any, ot_prob: Any, f: Array, g: Array, lse_mode: bool) -> Array:
-        """Minus the inverse Hessian of the dual applied to `gr`."""
-        problem, eps = ot_prob.geom, ot_prob.epsilon
-        kernel = problem.absorb(f, g, eps)
-        x, y = solve_hessian(kernel, problem, (ot_prob.tau_a, ot_prob.tau_b), f, g, *gr)
-        return -eps * jnp.concatenate([x, y])
+
+def implicit_change(
+    settings: Settings, problem: Transport, f: Array, g: Array, change: Transport
+) -> tuple[Array, Array]:
+    """How optimal potentials follow a change of the problem (implicit function theorem); linear in the change."""
+    moved = jax.jvp(lambda problem: conditions(settings, problem, f, g), (problem,), (change,))[1]
+    eps = problem.epsilon
+    x, y = solve_hessian(problem.absorb(f, g, eps), problem, (settings.tau_a, settings.tau_b), f, g, *moved)
+    return -eps * x, -eps * y
 
 
 def solve_hessian(
@@ -109,7 +113,7 @@ def solve_hessian(
         null = jnp.where(half_b > 0, 1 / jnp.where(half_b > 0, half_b, 1), 0)
         null = null / jnp.linalg.norm(null)
         aim = aim - null * jnp.vdot(null, aim)
-    y = half_b * conjugate_gradients(schur, aim)
+    y = half_b * jax.lax.custom_linear_solve(schur, aim, conjugate_gradients, symmetric=True)
     return through(y, left)[0], y
 
 
@@ -181,16 +185,4 @@ def newton(
         _, _, report, better = state
         return better & ~(report.residual <= tol) & (report.newton_steps < settings.newton)
 
-    return jax.lax.while_loop(go_on, one, (f, g, report, jnp.asarray(True)))[:3]
-
-
-@contextlib.contextmanager
-def default_promotion() -> Any:
-    """ott-jax relies on JAX's default promotion rules; callers may run under stricter ones."""
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        yield
-
-
-def identity(x: Array) -> Array:
-    """Ott-jax's preconditioner of the optimality conditions, none."""
-    return x
+    return jax.lax.while_loop(go_on, one, (f, g, report, jnp.full_like(eps, True, bool)))[:3]

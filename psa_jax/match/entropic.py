@@ -1,5 +1,6 @@
 """What an entropic problem is, whatever solves it: its settings, its eps and the kernel that potentials make."""
 
+import contextlib
 import dataclasses
 from typing import Any, NamedTuple
 
@@ -78,6 +79,24 @@ def log_density(costs: Array, rows: Any, columns: Any, eps: Array) -> Array:
     (f, real_a), (g, real_b) = rows, columns
     real = real_a[:, None] & real_b[None] & (costs != jnp.inf)
     return jnp.where(real, (f[:, None] + g[None] - jnp.where(real, costs, 0)) / eps, -jnp.inf)
+
+
+@contextlib.contextmanager
+def ott_rules() -> Any:
+    """For calls of ott-jax, which relies on JAX's default promotion rules; callers may run under stricter ones.
+
+    Most of its loops start from constants, which `shard_map` refuses as it is by default: said in words.
+    """
+    try:
+        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+            yield
+    except TypeError as error:
+        if "manual axis types" not in str(error):
+            raise
+        raise ValueError(
+            "matcher: expected one that jax.shard_map can check, got a solver of ott-jax whose loops start from "
+            "constants: give shard_map check_vma=False, or match with sinkhorn, snn or nearest"
+        ) from error
 
 
 def check_range(name: str, value: Any, expected: str, *, low: float, high: float = MAX_NUMBER) -> None:

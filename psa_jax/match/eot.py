@@ -13,7 +13,7 @@ from psa_jax.arguments import checked
 from psa_jax.coupling.coupling import Coupling, Info, masked
 from psa_jax.match.cost import check, euclidean, fill_padding, pairwise
 from psa_jax.match.entropic import DEFAULT_EPS, Gibbs, Relative, Settings, check_range
-from psa_jax.types import Array, Cost, Float, map_rows, solver_dtype
+from psa_jax.types import Array, Cost, Float, alike, map_rows, solver_dtype
 
 ROUNDING_ERRORS = 1e5
 MEMORY = 2**31
@@ -75,7 +75,8 @@ def sinkhorn(
         the plan, `rounding`, the error of the log masses from rounding costs over eps, `anneal_steps` (before
         `num_iters` counts), `rounds` (absorptions), `newton_steps`, and which path ran: `absorbed`, `tiled`.
         `info.converged` is False, never an exception, if `tol` was not reached, or if eps is so small that `rounding`
-        exceeds 0.1 (enable x64 then). Differentiable (reverse mode) in `u`, `v`, `a`, `b` and `eps`.
+        exceeds 0.1 (enable x64 then). Differentiable in `u`, `v`, `a`, `b` and `eps`, in forward and
+        reverse mode and to any order (`jax.hessian`); with tiles, memory is O(n + m) for the first order only.
 
     Raises:
         ValueError: ranks and lengths that do not fit; eps, tau, tol or max_iters out of range if they are known when
@@ -119,17 +120,18 @@ def _sinkhorn(
     from psa_jax.match.solve import LEVEL_STEPS, anneal_levels, potentials
 
     dtype = solver_dtype(u, v)
-    u, v, a, b = (x.astype(dtype) for x in (u, v, a, b))
+    strength = eps.scale if isinstance(eps, Relative) else eps
+    u, v, a, b, strength, tol = alike(*(jnp.asarray(x, dtype) for x in (u, v, a, b, strength, tol)))
     u, v = fill_padding(u, a), fill_padding(v, b)
     n, m = u.shape[0], v.shape[0]
     tiled = STORED_COPIES * n * m * a.dtype.itemsize > memory
     block = tile_rows(m, a.dtype, memory) if tiled else n
     costs = None if tiled else pairwise(cost, u, v)
     scale, largest = _spread(u, v, costs, a, b, cost, block)
-    eps = jnp.asarray(scale * eps.scale if isinstance(eps, Relative) else eps, dtype)
+    eps = scale * strength if isinstance(eps, Relative) else strength
     scores = (u, v) if tiled else (None, None)
     problem = Transport(*scores, costs, a, b, eps, cost, block)
-    solved: Any = potentials(settings, problem, jax.lax.stop_gradient(scale), jnp.asarray(tol, dtype))
+    solved: Any = potentials(settings, problem, jax.lax.stop_gradient(scale), tol)
     f, g, report = solved
     largest = jnp.maximum(largest, jnp.maximum(jnp.abs(f).max(), jnp.abs(g).max()))
     details = {

@@ -10,7 +10,7 @@ from psa_jax.arguments import checked
 from psa_jax.coupling.coupling import Coupling, Info, masked
 from psa_jax.match.cost import all_finite, check, euclidean, fill_padding, pairwise
 from psa_jax.match.neighbours import check_k, nearest_ids
-from psa_jax.types import Array, Cost, Float
+from psa_jax.types import Array, Cost, Float, alike
 
 
 def listed(left: tuple[Array, Array], right: Array, args: Any) -> Array:
@@ -21,7 +21,7 @@ def listed(left: tuple[Array, Array], right: Array, args: Any) -> Array:
         column, value = listing
         return jnp.where(column[:, None] == right[None], value[:, None], total), None
 
-    start = jnp.full((columns.shape[0], right.shape[0]), -jnp.inf, log_mass.dtype)
+    start = jnp.full_like(log_mass, -jnp.inf, shape=(columns.shape[0], right.shape[0]))
     return jax.lax.scan(place, start, (columns.T, log_mass.T))[0]
 
 
@@ -65,6 +65,7 @@ def nearest(
 @functools.partial(jax.jit, static_argnames=("k", "cost"))
 def _nearest(u: Array, v: Array, a: Array, b: Array, k: int, cost: Cost) -> Coupling:
     m = v.shape[0]
+    u, v, a, b = alike(u, v, a, b)
     columns = nearest_ids(u, fill_padding(v, b), b > 0, k, functools.partial(pairwise, cost))
     used = jnp.minimum(k, (b > 0).sum())
     log_mass = jnp.log(jnp.where(a > 0, a, 1)) - jnp.log(used.astype(a.dtype))

@@ -82,7 +82,7 @@ def counts(
     """
     most = sum(ids.shape[1] for ids in lists)
     small = jnp.uint8 if most < 2**8 else jnp.uint16 if most < 2**16 else jnp.uint32
-    total = jnp.zeros((others[0].shape[0], lists[0].shape[0]), small)
+    total = jnp.zeros_like(others[0], small, shape=(others[0].shape[0], lists[0].shape[0]))
     for own, other, num in zip(lists, others, num_ids, strict=True):
         member = jnp.zeros((num + 1, own.shape[0]), small)
         member = member.at[own, jnp.arange(own.shape[0])[:, None]].set(1).at[num].set(0)

@@ -14,7 +14,7 @@ from ott.solvers.quadratic.gromov_wasserstein_lr import LRGromovWasserstein
 from psa_jax.coupling.coupling import Coupling, Info, masked
 from psa_jax.match.cost import all_finite, fill_padding, pairwise
 from psa_jax.match.distances import Distances
-from psa_jax.match.entropic import Relative
+from psa_jax.match.entropic import Relative, ott_rules
 from psa_jax.match.kernels import factored, stored
 from psa_jax.types import Array, pytree, solver_dtype
 
@@ -60,7 +60,7 @@ def solve(
     )
     problem = _Problem(dx, dy, costs, alpha, a, b)
     eps = eps.scale * _spread(problem) if isinstance(eps, Relative) else eps
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+    with ott_rules():
         if rank is None:
             left, num_iters, stopped = _full_rank(problem, eps, tol, max_iters)
             right, kernel = jnp.arange(b.shape[0], dtype=jnp.int32), stored

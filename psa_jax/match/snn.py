@@ -11,7 +11,7 @@ from psa_jax.arguments import checked
 from psa_jax.coupling.coupling import Coupling, Info, masked
 from psa_jax.match.cost import all_finite, check, fill_padding, squares_by_product
 from psa_jax.match.neighbours import check_k, counts, nearest_ids
-from psa_jax.types import Array, Float, float_dtype
+from psa_jax.types import Array, Float, alike, float_dtype
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +87,7 @@ def snn(
 @functools.partial(jax.jit, static_argnames=("several", "approximate"))
 def _snn(u: Array, v: Array, a: Array, b: Array, several: tuple[int, ...], approximate: bool) -> tuple[Coupling, ...]:
     n, m = u.shape[0], v.shape[0]
+    u, v, a, b = alike(u, v, a, b)
     real_a, real_b = a > 0, b > 0
     x, y = (_unit(fill_padding(scores.reshape(scores.shape[0], -1), w)) for scores, w in ((u, a), (v, b)))
     search = functools.partial(nearest_ids, k=max(several), costs=squares_by_product, approximate=approximate)

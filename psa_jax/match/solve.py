@@ -10,8 +10,8 @@ from ott.problems.linear.linear_problem import LinearProblem
 from ott.solvers.linear.acceleration import Momentum
 from ott.solvers.linear.sinkhorn import Sinkhorn
 
-from psa_jax.match.dual import Implicit, Report, default_promotion, identity, newton, target, verify
-from psa_jax.match.entropic import Settings
+from psa_jax.match.dual import Report, implicit_change, newton, target, verify
+from psa_jax.match.entropic import Settings, ott_rules
 from psa_jax.match.geometry import Transport
 from psa_jax.types import Array
 
@@ -26,9 +26,9 @@ PROGRESS = 0.99
 SAFETY = 0.9
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def potentials(settings: Settings, problem: Transport, spread: Array, tol: Array) -> tuple[Array, Array, Report]:
-    """The potentials of one treatment, relative to the product of the weights; gradients are implicit (reverse mode).
+    """The potentials of one treatment, relative to the product of the weights; derivatives are implicit.
 
     With `settings.absorb` the loop is that of ott-jax on kernels that have absorbed reference potentials. These come
     from a short anneal of eps; they are absorbed anew after every round that did not reach the tolerance, from one
@@ -43,22 +43,14 @@ def potentials(settings: Settings, problem: Transport, spread: Array, tol: Array
     return newton(settings, problem, f, g, report, tol) if settings.newton else (f, g, report)
 
 
-def _taped(settings: Settings, problem: Transport, spread: Array, tol: Array) -> Any:
-    solved: Any = potentials(settings, problem, spread, tol)
-    return solved, (problem, *solved[:2])
-
-
-def _backward(settings: Settings, kept: Any, cotangents: Any) -> tuple[Transport, None, None]:
-    problem, f, g = kept
-    with default_promotion():
-        linear = LinearProblem(problem, problem.a, problem.b, tau_a=settings.tau_a, tau_b=settings.tau_b)
-        (pulled,) = Implicit(precondition_fun=identity, symmetric=True).gradient(linear, f, g, True, cotangents[:2])
-        u, v, costs, a, b, eps = pulled.geom.tree_flatten()[0]
-        _, aux = problem.tree_flatten()
-        return Transport(u, v, costs, a + pulled.a, b + pulled.b, eps, *aux), None, None
-
-
-potentials.defvjp(_taped, _backward)
+@potentials.defjvp
+def _differential(settings: Settings, primals: Any, tangents: Any) -> Any:
+    problem, spread, tol = primals
+    f, g, report = potentials(settings, problem, spread, tol)
+    # Nothing but the problem and its solution is kept for a backward pass: the rest is made again there.
+    change = jax.checkpoint(implicit_change, static_argnums=0)(settings, problem, f, g, tangents[0])
+    still = jax.tree.map(jax.custom_derivatives.zero_from_primal, report)
+    return (f, g, report), (*change, still)
 
 
 @jax.tree_util.register_pytree_node_class
@@ -123,6 +115,11 @@ class _Iterated(Geometry):
 class _Loop(Sinkhorn):
     """ott-jax's loop with one sweep an iteration; it also stops when it drifts or makes no progress."""
 
+    def init_state(self, ot_prob: Any, init: Any) -> Any:
+        """That of ott-jax, as different between devices as the problem."""
+        state = super().init_state(ot_prob, init)
+        return state.set(errors=jnp.full_like(ot_prob.a, -1, shape=jnp.shape(state.errors)))
+
     def one_iteration(self, ot_prob: Any, state: Any, iteration: Any, compute_error: Any) -> Any:
         """One update of both potentials; an infinite error stops the loop."""
         geometry = ot_prob.geom
@@ -184,7 +181,6 @@ def _rounds(settings: Settings, problem: Transport, spread: Array, tol: Array) -
         threshold=threshold,
         max_iterations=min(ROUND, settings.max_iters),
         inner_iterations=min(CHECK_EVERY, settings.max_iters),
-        implicit_diff=Implicit(precondition_fun=identity, symmetric=True),
     )
 
     def go_on(state: Any) -> Array:
@@ -197,14 +193,14 @@ def _rounds(settings: Settings, problem: Transport, spread: Array, tol: Array) -
         f1, g1 = jax.lax.cond(report.rounds > 0, lambda f, g: problem.log_sweep(f, g, eps), lambda f, g: (f, g), f, g)
         left = settings.max_iters - report.num_iters
         geometry = _Iterated(problem.absorb(f1, g1, eps), f1, g1, a, b, eps, weight, left)
-        with default_promotion():
+        with ott_rules():
             linear = LinearProblem(geometry, a, b, tau_a=settings.tau_a, tau_b=settings.tau_b)
             out = loop(linear, init=(f1, g1))
             assert out.errors is not None
             steps = jnp.minimum(jnp.sum(out.errors != -1) * loop.inner_iterations, left).astype(jnp.int32)
         finite = jnp.isfinite(out.f).all() & jnp.isfinite(out.g).all()
         f2, g2 = jnp.where(finite, out.f, f1), jnp.where(finite, out.g, g1)
-        zero = jnp.zeros((), jnp.int32)
+        zero = jnp.zeros_like(report.rounds)
         found = verify(settings, problem, f2, g2, report.num_iters + steps, report.rounds + 1, zero)
         better = found.residual < report.residual
         progress = found.residual < PROGRESS * report.residual
@@ -215,9 +211,9 @@ def _rounds(settings: Settings, problem: Transport, spread: Array, tol: Array) -
         return f, g, kept, jnp.where(progress, weight, slower)
 
     f, g = _anneal(settings, problem, spread)
-    unknown, zero = jnp.full((), jnp.inf, eps.dtype), jnp.zeros((), jnp.int32)
+    unknown, zero = jnp.full_like(eps, jnp.inf), jnp.zeros_like(eps, jnp.int32)
     start = Report(unknown, unknown, unknown, unknown, zero, zero, zero)
-    weight = jnp.asarray(OVER_RELAXATION, eps.dtype)
+    weight = jnp.full_like(eps, OVER_RELAXATION)
     return jax.lax.while_loop(go_on, one, (f, g, start, weight))[:3]
 
 
@@ -232,7 +228,7 @@ def _plain(settings: Settings, problem: Transport, tol: Array) -> tuple[Array, A
     threshold: Any = SAFETY * tol
     loop = Sinkhorn(threshold=threshold, max_iterations=settings.max_iters, inner_iterations=inner)
     weights = (jnp.where(w > 0, w, float(jnp.finfo(w.dtype).tiny) ** 0.75) for w in (a, b))
-    with default_promotion():
+    with ott_rules():
         geometry = Geometry(cost_matrix=costs - eps * (log_a[:, None] + log_b[None]), epsilon=eps)
         out = loop(LinearProblem(geometry, *weights, tau_a=settings.tau_a, tau_b=settings.tau_b))
         assert out.errors is not None

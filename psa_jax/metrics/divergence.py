@@ -13,7 +13,7 @@ from psa_jax.arguments import checked
 from psa_jax.match.cost import MOST_DIFFERENCES, pairwise, squared_euclidean
 from psa_jax.match.neighbours import check_k, largest
 from psa_jax.metrics.distributions import check_samples, weighted
-from psa_jax.types import Array, Float, Number, map_rows
+from psa_jax.types import Array, Float, Number, alike, map_rows
 
 CHUNK_ELEMENTS = 2**22
 # Share of a feature's variance, in units of eps, that may be rounding: four times what collinear features showed.
@@ -108,6 +108,7 @@ def _squares(u: Array, v: Array) -> Array:
     """Squared distances `[n, m]`, by differences however many features there are: exactly zero for equal samples."""
     width = MOST_DIFFERENCES
     slabs = -(-u.shape[1] // width)
+    u, v = alike(u, v)
     if slabs == 1:
         return pairwise(squared_euclidean, u, v)
 
@@ -118,7 +119,7 @@ def _squares(u: Array, v: Array) -> Array:
     def add(total: Array, slab: tuple[Array, Array]) -> tuple[Array, None]:
         return total + pairwise(squared_euclidean, *slab), None
 
-    return jax.lax.scan(add, jnp.zeros((u.shape[0], v.shape[0]), u.dtype), (cut(u), cut(v)))[0]
+    return jax.lax.scan(add, jnp.zeros_like(u, shape=(u.shape[0], v.shape[0])), (cut(u), cut(v)))[0]
 
 
 @checked

@@ -67,7 +67,7 @@ def calibrate(logits: Float[Array, "n K"], t: Int[Array, " n"]) -> Float[Array, 
     """
     _check_labels(logits, t)
     gap = logits - jnp.take_along_axis(logits, t[:, None], 1)
-    limit = jnp.log(jnp.asarray(MAX_TEMPERATURE, logits.dtype))
+    limit = jnp.log(jnp.full_like(gap, MAX_TEMPERATURE, shape=()))
 
     def halve(_: Any, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = bounds

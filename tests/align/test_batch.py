@@ -23,6 +23,15 @@ MATCHERS = {
 }
 
 
+SHARDED = {
+    "stored": functools.partial(psa.sinkhorn, tol=1e-5),
+    "tiled": functools.partial(psa.sinkhorn, tol=1e-5, memory=64),
+    "newton, unbalanced": functools.partial(psa.sinkhorn, tol=1e-5, newton=3, tau_a=0.9),
+    "snn": functools.partial(psa.snn, k=3),
+    "nearest": psa.nearest,
+}
+
+
 def batch(seed=0, dtype=jnp.float32):
     u, v, y, t_a, t_b, groups = ragged(dtype, seed=seed)
     return u, v, y, jnp.asarray(t_a, jnp.int32), jnp.asarray(t_b, jnp.int32), groups
@@ -213,21 +222,29 @@ def test_labels_may_be_mapped_too():
         chex.assert_trees_all_close(found, match(u, v, t, t_b, psa.sinkhorn).apply(y), atol=1e-5)
 
 
-def test_every_device_matches_its_own_samples():
-    devices = 4
-    mesh = jax.make_mesh((devices,), ("data",), axis_types=(AxisType.Auto,))
+@pytest.mark.parametrize(
+    ("name", "devices", "check_vma"),
+    [*((name, 2, True) for name in SHARDED), ("stored", 4, True), ("stored", 4, False)],
+)
+def test_every_device_matches_its_own_samples(name, devices, check_vma):
+    mesh = jax.make_mesh((devices,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices])
     rng = np.random.default_rng(0)
     u, v, y = (jnp.asarray(rng.normal(size=(devices * 12, 3)), jnp.float32) for _ in range(3))
     t_a, t_b = (jnp.asarray(rng.integers(0, 3, devices * 12), jnp.int32) for _ in range(2))
     scale = jnp.ones(3)
 
     def local(scale, u, v, t_a, t_b, y):
-        coupling = psa.match_batch(scale[None] * u, scale[None] * v, t_a, t_b, num_treatments=3, capacity=12)
-        return jnp.sum(coupling.apply(y) ** 2)
+        settings = {"num_treatments": 3, "capacity": 12, "matcher": SHARDED[name]}
+        coupling = psa.match_batch(scale[None] * u, scale[None] * v, t_a, t_b, **settings)
+        both = psa.chain(coupling, coupling.T)
+        drawn = both.sample(jax.random.key(0)) + coupling.sample(jax.random.key(0)) + coupling.top_k(2)[1][:, 0]
+        return jnp.sum(psa.shrink(coupling, 0.9).apply(y) ** 2) + 0 * drawn.sum().astype(jnp.float32)
 
     def sharded(scale, *data):
         value, grad = jax.value_and_grad(local)(scale, *data)
-        return jax.lax.psum(value, "data"), jax.lax.psum(grad, "data")
+        if not check_vma:  # otherwise the gradient of what all devices share is summed already
+            grad = jax.lax.psum(grad, "data")
+        return jax.lax.psum(value, "data"), grad
 
     spec = PartitionSpec("data")
     run = jax.jit(
@@ -236,7 +253,7 @@ def test_every_device_matches_its_own_samples():
             mesh=mesh,
             in_specs=(PartitionSpec(), *5 * (spec,)),
             out_specs=PartitionSpec(),
-            check_vma=False,
+            check_vma=check_vma,
         )
     )
     value, grad = run(scale, u, v, t_a, t_b, y)
@@ -246,6 +263,21 @@ def test_every_device_matches_its_own_samples():
     ]
     np.testing.assert_allclose(value, sum(float(p[0]) for p in pieces), rtol=1e-5)
     np.testing.assert_allclose(grad, sum(np.asarray(p[1]) for p in pieces), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("matcher", [psa.gromov_wasserstein, functools.partial(psa.low_rank_sinkhorn, rank=2)])
+def test_what_shard_map_cannot_check_says_so(matcher):
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:2])
+    u, v, _, t_a, t_b, _ = batch()
+    rows = 2 * (min(len(u), len(v)) // 2)
+    spec = PartitionSpec("data")
+
+    def local(u, v, t_a, t_b):
+        return match(u, v, t_a, t_b, matcher).apply(v)
+
+    run = jax.shard_map(local, mesh=mesh, in_specs=(spec,) * 4, out_specs=spec)
+    with pytest.raises(ValueError, match="check_vma=False"):
+        run(u[:rows], v[:rows], t_a[:rows], t_b[:rows])
 
 
 @pytest.mark.parametrize("name", ["sinkhorn", "snn", "nearest", "class mean"])

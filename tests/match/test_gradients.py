@@ -103,3 +103,27 @@ def test_sharp_batches_have_finite_gradients(dtype):
     for eps in (0.1, 0.05, 0.02, 0.005):
         for side in steps(jax.random.split(jax.random.key(0), 40), jnp.float32(eps)):
             assert np.isfinite(np.asarray(side, np.float32)).all(), eps
+
+
+@pytest.mark.parametrize("name", ["stored", "tiled", "unbalanced"])
+def test_derivatives_of_any_order_and_mode(name, x64):
+    """Forward mode, reverse over reverse and forward over reverse, against central differences."""
+    rng = np.random.default_rng(1)
+    u, v, y = (jnp.asarray(rng.normal(size=(n, 2))) for n in (6, 5, 5))
+    a, b, along, step = jnp.full(6, 1 / 6), jnp.full(5, 0.2), jnp.asarray(rng.normal(size=(6, 2))), 1e-5
+    settings = {**SETTINGS[name], "newton": 5}
+
+    @jax.jit
+    def loss(u, eps):
+        return jnp.sum(psa.sinkhorn(u, v, a, b, eps=eps, tol=1e-11, **settings).apply(y) ** 2)
+
+    eps = jnp.asarray(0.3)
+    gradient = jax.jit(jax.grad(loss))
+    change = (loss(u + step * along, eps) - loss(u - step * along, eps)) / (2 * step)
+    np.testing.assert_allclose(jnp.vdot(gradient(u, eps), along), change, rtol=1e-6)
+    np.testing.assert_allclose(jax.jvp(lambda u: loss(u, eps), (u,), (along,))[1], change, rtol=1e-6)
+    turn = (gradient(u + step * along, eps) - gradient(u - step * along, eps)) / (2 * step)
+    for hessian in (jax.jacrev(gradient), jax.hessian(loss)):
+        np.testing.assert_allclose(jnp.tensordot(hessian(u, eps), along, 2), turn, atol=1e-6 * jnp.abs(turn).max())
+    in_eps = (gradient(u, eps + step) - gradient(u, eps - step)) / (2 * step)
+    np.testing.assert_allclose(jax.jacfwd(gradient, 1)(u, eps), in_eps, atol=1e-5 * jnp.abs(in_eps).max())
