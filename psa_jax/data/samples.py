@@ -8,6 +8,7 @@ import numpy as np
 from psa_jax.data.labels import encode
 from psa_jax.types import Array, Float, Int, known, pytree, static
 
+MOST_CODES = 10**6
 SHOWN = 8
 
 
@@ -232,6 +233,18 @@ def describe(side: Modality) -> str:
     return f"{shape[0]} samples of {features}, {side.x.dtype}"
 
 
+def check_codes(name: str, t: Any, num_treatments: int) -> None:
+    """Raises a `ValueError` if labels are known and one is not in `[0, num_treatments)`; traced ones are ignored."""
+    if known(t) and t.size and not 0 <= int(t.min()) <= int(t.max()) < num_treatments:
+        raise ValueError(f"{name}: expected codes in [0, {num_treatments}), got {t.min()} to {t.max()}")
+
+
+def count_codes(t: Array, num_treatments: int) -> Array:
+    """How many samples have each code `[num_treatments]`; others count for nothing."""
+    place = jnp.where((t >= 0) & (t < num_treatments), t, num_treatments).astype(jnp.int32)
+    return jnp.zeros(num_treatments).at[place].add(1, mode="drop")
+
+
 def codes(name: str, t: Any, num_treatments: int) -> np.ndarray:
     """Treatment codes as a numpy array; a `ValueError` that says `name` if they are none. Host only."""
     t = np.asarray(t)
@@ -243,6 +256,11 @@ def codes(name: str, t: Any, num_treatments: int) -> np.ndarray:
         raise ValueError(
             f"{name}: expected integer treatment codes, got dtype {t.dtype} "
             "(Unpaired.from_labels takes labels of any kind)"
+        )
+    if num_treatments > max(MOST_CODES, 10 * t.size):
+        raise ValueError(
+            f"num_treatments: expected about as many as there are treatments, got {num_treatments} for {t.size} "
+            "samples (Unpaired.from_labels codes labels of any kind)"
         )
     if t.min() < 0 or t.max() >= num_treatments:
         bad = np.flatnonzero((t < 0) | (t >= num_treatments))

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from psa_jax.arguments import checked
+from psa_jax.data.samples import check_codes
 from psa_jax.types import Array, Float, Int, Number, pytree
 
 MAX_TEMPERATURE = 1e3
@@ -39,7 +40,6 @@ class Calibration:
 
 
 @checked
-@jax.jit
 def calibrate(logits: Float[Array, "n K"], t: Int[Array, " n"]) -> Float[Array, ""]:
     """The temperature that minimises the mean cross-entropy of `logits / temperature`.
 
@@ -48,14 +48,14 @@ def calibrate(logits: Float[Array, "n K"], t: Int[Array, " n"]) -> Float[Array, 
 
     Args:
         logits: `[n, K]`.
-        t: `[n]` integer codes; classes may be absent.
+        t: `[n]` integer codes; classes may be absent. Traced ones that are no code are ignored.
 
     Returns:
         A scalar. The end of the range is reached when all samples are classified right (1e-3) or the logits
         are no better than chance (1e3). NaN when logits are not finite.
 
     Raises:
-        ValueError: shapes other than `[n, K]` and `[n]`, labels that are not integers.
+        ValueError: shapes other than `[n, K]` and `[n]`, labels that are not integers in [0, K).
 
     Example:
         >>> logits = jnp.array([[0.0, 8.0], [0.0, 8.0], [0.0, 8.0], [0.0, 8.0]])
@@ -66,7 +66,14 @@ def calibrate(logits: Float[Array, "n K"], t: Int[Array, " n"]) -> Float[Array, 
         Guo et al., On Calibration of Modern Neural Networks, ICML 2017, section 4.2.
     """
     _check_labels(logits, t)
-    gap = logits - jnp.take_along_axis(logits, t[:, None], 1)
+    return _calibrate(logits, t)
+
+
+@jax.jit
+def _calibrate(logits: Array, t: Array) -> Array:
+    inside = (t >= 0) & (t < logits.shape[1])
+    gap = logits - jnp.take_along_axis(logits, jnp.where(inside, t, 0)[:, None], 1)
+    gap = jnp.where(inside[:, None], gap, 0)
     limit = jnp.log(jnp.full_like(gap, MAX_TEMPERATURE, shape=()))
 
     def halve(_: Any, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -76,11 +83,11 @@ def calibrate(logits: Float[Array, "n K"], t: Int[Array, " n"]) -> Float[Array, 
         return jnp.where(rising, low, middle), jnp.where(rising, middle, high)
 
     low, high = jax.lax.fori_loop(0, BISECTIONS, halve, (-limit, limit))
-    return jnp.where(jnp.isfinite(logits).all(), jnp.exp(-(low + high) / 2), jnp.nan)
+    finite = jnp.isfinite(logits).all(1) | ~inside
+    return jnp.where(finite.all(), jnp.exp(-(low + high) / 2), jnp.nan)
 
 
 @checked
-@functools.partial(jax.jit, static_argnames="bins")
 def reliability(
     logits: Float[Array, "n K"], t: Int[Array, " n"], *, temperature: Number = 1.0, bins: int = 15
 ) -> tuple[Array, Array, Array]:
@@ -88,7 +95,7 @@ def reliability(
 
     Args:
         logits: `[n, K]`.
-        t: `[n]` integer codes.
+        t: `[n]` integer codes; traced ones that are no code are ignored.
         temperature: divides the logits; traced.
         bins: static.
 
@@ -97,7 +104,7 @@ def reliability(
         empty bins.
 
     Raises:
-        ValueError: shapes other than `[n, K]` and `[n]`, labels that are not integers, bins below 1.
+        ValueError: shapes other than `[n, K]` and `[n]`, labels that are not integers in [0, K), bins below 1.
 
     Example:
         >>> logits = jnp.array([[0.0, 9.0], [9.0, 0.0]])
@@ -108,11 +115,17 @@ def reliability(
     _check_labels(logits, t)
     if bins < 1:
         raise ValueError(f"bins: expected at least 1, got {bins}")
+    return _reliability(logits, t, temperature, bins)
+
+
+@functools.partial(jax.jit, static_argnames="bins")
+def _reliability(logits: Array, t: Array, temperature: Number, bins: int) -> tuple[Array, Array, Array]:
+    inside = ((t >= 0) & (t < logits.shape[1])).astype(logits.dtype)
     probability = jax.nn.softmax(logits / jnp.asarray(temperature, logits.dtype), -1)
     confidence, right = probability.max(-1), (probability.argmax(-1) == t).astype(logits.dtype)
     place = jnp.clip(jnp.ceil(confidence * bins).astype(jnp.int32) - 1, 0, bins - 1)
     count, total, hits = (
-        jax.ops.segment_sum(values, place, bins) for values in (jnp.ones_like(right), confidence, right)
+        jax.ops.segment_sum(inside * values, place, bins) for values in (jnp.ones_like(right), confidence, right)
     )
     safe = jnp.maximum(count, 1)
     return total / safe, hits / safe, count
@@ -141,6 +154,7 @@ def _check_labels(logits: Array, t: Array) -> None:
         raise ValueError(f"logits: expected [n, K] with n at least 1, got shape {logits.shape}")
     if t.shape != logits.shape[:1] or not jnp.issubdtype(t.dtype, jnp.integer):
         raise ValueError(f"t: expected integer codes [{logits.shape[0]}], got {t.dtype} {t.shape}")
+    check_codes("t", t, logits.shape[1])
 
 
 def calibration(held_out: Float[Array, "n K"], t: Int[Array, " n"]) -> Calibration:

@@ -12,6 +12,7 @@ from jax.core import Tracer
 from jaxtyping import Key
 
 from psa_jax.arguments import checked
+from psa_jax.data.samples import check_codes, count_codes
 from psa_jax.propensity.augment import as_tree
 from psa_jax.propensity.loop import Fitted, minimise
 from psa_jax.propensity.model import CHUNK, Model, logits
@@ -141,14 +142,18 @@ def class_weights(t: Int[Array, " n"], num_treatments: int) -> Float[Array, " K"
     divide out of the scores.
 
     Args:
-        t: `[n]` integer codes.
+        t: `[n]` integer codes; traced ones that are no code are ignored.
         num_treatments: K, static.
+
+    Raises:
+        ValueError: codes outside [0, K), if they are known.
 
     Example:
         >>> class_weights(jnp.array([0, 0, 0, 2]), 3).tolist()
         [0.6666666865348816, 0.0, 2.0]
     """
-    counts = jnp.bincount(t, length=num_treatments).astype(jnp.float32)
+    check_codes("t", t, num_treatments)
+    counts = count_codes(t, num_treatments)
     present = (counts > 0).astype(counts.dtype)
     return present * counts.sum() / (jnp.maximum(counts, 1) * jnp.maximum(present.sum(), 1))
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from psa_jax.arguments import checked
+from psa_jax.data.samples import check_codes, count_codes
 from psa_jax.propensity.model import CHUNK, Model, logits
 from psa_jax.types import Array, Float, Int, Number, PyTree
 
@@ -155,15 +156,19 @@ def log_prior(t: Int[Array, " n"], num_treatments: int) -> Float[Array, " K"]:
     nothing and must be left out through the argument `treatments` of `propensity` and `from_logits`.
 
     Args:
-        t: `[n]` integer codes in `[0, K)`.
+        t: `[n]` integer codes in `[0, K)`; traced ones that are none are ignored.
         num_treatments: K, static.
+
+    Raises:
+        ValueError: codes outside `[0, K)`, if they are known.
 
     Example:
         >>> jnp.exp(log_prior(jnp.array([0, 0, 0, 1]), 3)).tolist()
         [0.75, 0.25, 0.25]
     """
-    counts = jnp.bincount(t, length=num_treatments).astype(jnp.float32)
-    return jnp.log(jnp.maximum(counts, 1) / max(t.size, 1))
+    check_codes("t", t, num_treatments)
+    counts = count_codes(t, num_treatments)
+    return jnp.log(jnp.maximum(counts, 1) / jnp.maximum(counts.sum(), 1))
 
 
 __all__ = ["centre", "from_logits", "log_prior", "propensity"]
