@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import math
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -116,7 +117,7 @@ def watching(progress: Progress) -> Iterator[Watch]:
 def tell(epoch: Any, train_loss: Any, valid_loss: Any, *, member: Any = None, fold: Any = None) -> None:
     """The `on_epoch` of whatever trains while a watch is open."""
     if _open:
-        loss = float(train_loss) if valid_loss != valid_loss else float(valid_loss)
+        loss = float(valid_loss) if math.isfinite(valid_loss) else float(train_loss)
         names = {name: int(value) for name, value in (("member", member), ("fold", fold)) if value is not None}
         _open[-1].epoch(int(epoch), loss, **names)
 

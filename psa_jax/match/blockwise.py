@@ -127,12 +127,12 @@ def _uniform(real: Array, dtype: Any) -> Array:
 
 
 def _by_treatment(groups: Groups, blocks: tuple[Block, ...]) -> Info:
-    """The blocks' reports as arrays over treatments; not converged, 0 and NaN for treatments that were not matched."""
+    """The blocks' reports as arrays over treatments; not converged, 0 and inf for treatments that were not matched."""
     matched = (groups.sizes_a > 0) & (groups.sizes_b > 0)
 
     def gather(read: Callable[[Info], Array]) -> Array:
         first = read(blocks[0].coupling.info)
-        fill = jnp.nan if jnp.issubdtype(first.dtype, jnp.inexact) else 0
+        fill = jnp.inf if jnp.issubdtype(first.dtype, jnp.inexact) else 0  # not NaN: jax_debug_nans stays usable
         out = jnp.full((groups.num_treatments, *first.shape[1:]), fill, first.dtype)
         for bucket, block in zip(groups.buckets, blocks, strict=True):
             out = out.at[bucket.treatment].set(read(block.coupling.info))

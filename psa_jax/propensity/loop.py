@@ -20,8 +20,8 @@ class History:
     """What happened in training.
 
     Attributes:
-        train_loss: `[epochs]` mean loss of each epoch, NaN for epochs that early stopping skipped.
-        valid_loss: `[epochs]` loss on the validation data, NaN where there was none or the epoch was skipped.
+        train_loss: `[epochs]` mean loss of each epoch, inf for epochs that early stopping skipped.
+        valid_loss: `[epochs]` loss on the validation data, inf where there was none or the epoch was skipped.
         best_epoch: the epoch whose parameters are returned; without validation data the last one, and -1 (the
             initial parameters) if the validation loss was never finite.
         epochs_run: how many epochs ran.
@@ -120,7 +120,7 @@ def minimise(
         inputs = (rows, jax.random.split(key_steps, steps))
         (params, state), losses = jax.lax.scan(step, (params, state), inputs)
         train = losses.mean().astype(jnp.float32)
-        valid = jnp.full((), jnp.nan, jnp.float32)
+        valid = jnp.full((), jnp.inf, jnp.float32)
         if valid_loss is not None:
             valid = valid_loss(params).astype(jnp.float32)
             best = _where(valid < best[1], (params, valid, epoch), best)
@@ -129,8 +129,8 @@ def minimise(
         return (params, state, best), (train, valid, True)
 
     def skip(carry: Any, epoch: Array) -> Any:
-        nan = jnp.full((), jnp.nan, jnp.float32)
-        return carry, (nan, nan, False)
+        never = jnp.full((), jnp.inf, jnp.float32)  # not NaN: jax_debug_nans stays usable
+        return carry, (never, never, False)
 
     def epoch(carry: Any, index: Array) -> Any:
         if patience is None or valid_loss is None:
