@@ -1,5 +1,6 @@
 """Alignments in a file: couplings, scores and classifiers, to go on with in another process."""
 
+import dataclasses
 import os
 from collections.abc import Callable
 from typing import Any
@@ -27,7 +28,7 @@ from psa_jax.types import Array
 
 _KIND = "psa_jax alignment"
 FLOATS = ("float16", "bfloat16", "float32", "float64")
-_VERSION = 2  # 1, which files of psa_jax 0.4 do not say, describes functions by the modules of that version
+_VERSION = 3  # 1, which files of psa_jax 0.4 do not say, names modules of that version; 3 has more in `info.details`
 
 
 @checked
@@ -101,6 +102,8 @@ def load_alignment(
         _check(meta, leaves)
     with reading(path, "an alignment by the models, the matcher and the transform that are given"):
         tree = _like(leaves, meta, (model_a, model_b), matcher, transform)
+    if version < _VERSION:
+        tree = dataclasses.replace(tree, coupling=_told_then(tree.coupling, leaves))
     used: Any = tree.coupling
     used = used.blocks[0].coupling.kernel
     while isinstance(used, Shrunk):
@@ -197,6 +200,18 @@ def _like(
         scorer("b", models[1]),
         None if meta.get("names") is None else tuple(meta["names"]),
     )
+
+
+def _told_then(coupling: Any, leaves: dict[str, Any]) -> Any:
+    """The coupling with what a solver told of itself when the file was written: later versions tell more."""
+    told = [name for name in coupling.info.details if f".coupling.info.details['{name}']" in leaves]
+
+    def then(part: Any) -> Any:
+        details = {name: part.info.details[name] for name in told}
+        return dataclasses.replace(part, info=dataclasses.replace(part.info, details=details))
+
+    blocks = tuple(dataclasses.replace(block, coupling=then(block.coupling)) for block in coupling.blocks)
+    return then(dataclasses.replace(coupling, blocks=blocks))
 
 
 def _check(meta: dict[str, Any], leaves: dict[str, Any]) -> None:

@@ -46,7 +46,7 @@ def test_a_file_of_the_future_is_refused(tmp_path):
                 about["alignment"]["version"] = 99
                 content = json.dumps(about).encode()
             new.writestr(name, content)
-    with pytest.raises(ValueError, match="version 2 or before, got 99: a newer psa_jax"):
+    with pytest.raises(ValueError, match="version 3 or before, got 99: a newer psa_jax"):
         psa.io.load_alignment(path)
 
 
