@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from psa_jax.arguments import checked
-from psa_jax.coupling.coupling import CHUNK_ELEMENTS, Coupling, Info, kernel_name
+from psa_jax.coupling.coupling import CHUNK_ELEMENTS, Coupling, Info, kernel_name, with_gaps
 from psa_jax.types import Array, Float, Int, KeyArray, PyTree, float_dtype, known, map_rows, pytree, static
 
 
@@ -80,13 +80,17 @@ class Blocked:
         """The barycentric projection `E[y_j | i]` `[n, ...]`; zeros for rows without a partner."""
         if y.ndim < 1 or y.shape[0] != self.shape[1]:
             raise ValueError(f"y: expected {self.shape[1]} values, one for each column, got shape {y.shape}")
-        padded = _append(y, 0)
-
-        def project(block: Block, chunk: int | None) -> Array:
-            return block.coupling.apply(padded[block.cols], chunk=chunk)
-
         dtype = float_dtype(y, self.blocks[0].weight)
-        return self._scatter(project, jnp.zeros((self.shape[0], *y.shape[1:]), dtype), chunk)
+
+        def project(y: Array, gaps: bool) -> Array:
+            padded = _append(y, 0)
+
+            def one(block: Block, chunk: int | None) -> Array:
+                return block.coupling.project(padded[block.cols], gaps, chunk)
+
+            return self._scatter(one, jnp.zeros((self.shape[0], *y.shape[1:]), dtype), chunk)
+
+        return with_gaps(project, y)
 
     @functools.partial(jax.jit, static_argnames="chunk")
     def sample(self, key: KeyArray, *, chunk: int | None = None) -> Int[Array, " n"]:

@@ -36,7 +36,8 @@ class Info:
     Attributes:
         converged: the matcher reached what was asked of it; False for treatments that were not matched.
         num_iters: iterations run; 0 for closed forms.
-        marginal_error: the larger L1 distance of the two marginals from the weights; NaN where it is no criterion.
+        marginal_error: the larger L1 distance of the two marginals from the weights; inf where it is no criterion
+            or the treatment was not matched (not NaN, which `jax_debug_nans` would stop at).
         details: anything more that the matcher has to say, by name (its `eps`, the `k` it could use, ...).
     """
 
@@ -48,7 +49,7 @@ class Info:
     @staticmethod
     def closed_form(converged: Any = True, **details: Array) -> "Info":
         """The report of a matcher that does not iterate."""
-        return Info(jnp.asarray(converged), jnp.asarray(0, jnp.int32), jnp.asarray(jnp.nan, jnp.float32), details)
+        return Info(jnp.asarray(converged), jnp.asarray(0, jnp.int32), jnp.asarray(jnp.inf, jnp.float32), details)
 
     def __repr__(self) -> str:
         """One line."""
@@ -147,7 +148,8 @@ class Coupling:
         """The barycentric projection `E[y_j | i]`.
 
         Args:
-            y: `[m, ...]`, a value for each column.
+            y: `[m, ...]`, a value for each column. One that is not finite makes NaN of the rows that have mass there,
+                and of no other.
             chunk: rows at a time, static.
 
         Returns:
@@ -155,14 +157,23 @@ class Coupling:
         """
         if y.ndim < 1 or y.shape[0] != self.shape[1]:
             raise ValueError(f"y: expected {self.shape[1]} values, one for each column, got shape {y.shape}")
-        flat = y.reshape(y.shape[0], -1)
+        return with_gaps(lambda y, gaps: self.project(y, gaps, chunk), y)
 
-        def project(i: Array) -> Array:
+    def project(self, y: Array, gaps: bool, chunk: int | None) -> Array:
+        """`apply`, told (static) whether there are values in `y` that are not finite."""
+        flat = y.reshape(y.shape[0], -1)
+        finite = jnp.isfinite(flat)
+
+        def average(i: Array) -> Array:
             p, _ = _normalise(self.log_mass(i))
             dtype = float_dtype(p, flat)
-            return jnp.matmul(p.astype(dtype), flat.astype(dtype), precision="highest")
+            if not gaps:
+                return jnp.matmul(p.astype(dtype), flat.astype(dtype), precision="highest")
+            mean = jnp.matmul(p.astype(dtype), jnp.where(finite, flat, 0).astype(dtype), precision="highest")
+            met = jnp.matmul((p > 0).astype(dtype), (~finite).astype(dtype)) > 0.5
+            return jnp.where(met, jnp.nan, mean)
 
-        return self._rows(project, chunk).reshape(-1, *y.shape[1:])
+        return self._rows(average, chunk).reshape(-1, *y.shape[1:])
 
     @functools.partial(jax.jit, static_argnames="chunk")
     def sample(
@@ -248,6 +259,13 @@ class Coupling:
         return map_rows(
             fn, (ids, *extra) if extra else ids, max(1, CHUNK_ELEMENTS // max(m, 1)) if chunk is None else chunk
         )
+
+
+def with_gaps(project: Callable[..., Array], y: Array) -> Array:
+    """`project(y, gaps)`, which takes more care where values are not finite: 0 times NaN is NaN to a matrix product."""
+    return jax.lax.cond(
+        jnp.isfinite(y).all(), functools.partial(project, gaps=False), functools.partial(project, gaps=True), y
+    )
 
 
 def kernel_name(kernel: Any) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 from psa_jax.arguments import checked
 from psa_jax.coupling.coupling import Coupling, Info, masked
 from psa_jax.match.cost import check, euclidean, fill_padding, pairwise
-from psa_jax.types import Array, Cost, Float, Int
+from psa_jax.types import Array, Cost, Float, Int, float_dtype
 
 
 def assigned(left: tuple[Array, Array], right: Array, args: Any) -> Array:
@@ -51,6 +51,8 @@ def assignment(
         [0, 1, -1]
     """
     check(u, v, a, b)
+    dtype = float_dtype(u, v, a, b)
+    u, v, a, b = (x.astype(dtype) for x in (u, v, a, b))
     costs = pairwise(cost, fill_padding(u, a), fill_padding(v, b))
     column = jax.pure_callback(
         _assign,

@@ -56,11 +56,13 @@ def pairwise(cost: Cost, u: Float[Array, "n ..."], v: Float[Array, "m ..."]) -> 
     u, v = (x.reshape(x.shape[0], -1) for x in (u, v))
     if cost is cosine:
         return 1 - _product(direction(u), direction(v))
+    unit = _unit(u, v)  # squares of very small or large scores leave the range of the type
+    u, v = u / unit, v / unit
     if u.shape[1] <= MOST_DIFFERENCES:
         squares = _squared_differences(u, v)
     else:
         squares = squares_by_product(u, v)
-    return squares if cost is squared_euclidean else _safe_sqrt(squares)
+    return squares * unit * unit if cost is squared_euclidean else _safe_sqrt(squares) * unit
 
 
 @jax.custom_jvp
@@ -86,11 +88,18 @@ def squares_by_product(u: Float[Array, "n d"], v: Float[Array, "m d"]) -> Float[
     return jnp.where(squares < 0, 0, squares)
 
 
+def _unit(*arrays: Array) -> Array:
+    """A power of two near the largest absolute value: to divide by it rounds nothing."""
+    top = jax.lax.stop_gradient(jnp.stack([jnp.abs(x).max(initial=0) for x in arrays]).max())
+    fair = (top > 0) & (top < jnp.inf)
+    return jnp.where(fair, jnp.exp2(jnp.floor(jnp.log2(jnp.where(fair, top, 1)))), 1)
+
+
 def fill_padding(x: Float[Array, "n ..."], weights: Float[Array, " n"]) -> Float[Array, "n ..."]:
     """Samples of zero weight replaced by the mean of the others: what padding holds, NaN too, reaches nothing."""
     real = (weights > 0).reshape(-1, *[1] * (x.ndim - 1))
     count = jnp.maximum(real.sum(), 1).astype(x.dtype)
-    mean = jax.lax.stop_gradient(jnp.where(real, x, 0).sum(0, keepdims=True) / count)
+    mean = jax.lax.stop_gradient((jnp.where(real, x, 0) / count).sum(0, keepdims=True))
     return jnp.where(real, x, mean)
 
 

@@ -19,6 +19,7 @@ ROUNDING_ERRORS = 1e5
 MEMORY = 2**31
 STORED_COPIES = 3
 MAX_ROUNDING = 0.1
+SERVED = 0.01  # the least share of its weight that a sample with a partner has
 TILE_BYTES = {"cpu": 2**20}
 
 
@@ -71,12 +72,13 @@ def sinkhorn(
 
     Returns:
         A coupling whose mass is the plan. An infinite cost forbids its pair. `info.details`: `eps` as used, `residual`,
-        what was compared with `tol`, `row_error` and `col_error`, the L1 errors of the marginals, `mass`, the total of
-        the plan, `rounding`, the error of the log masses from rounding costs over eps, `anneal_steps` (before
-        `num_iters` counts), `rounds` (absorptions), `newton_steps`, and which path ran: `absorbed`, `tiled`.
-        `info.converged` is False, never an exception, if `tol` was not reached, or if eps is so small that `rounding`
-        exceeds 0.1 (enable x64 then). Differentiable in `u`, `v`, `a`, `b` and `eps`, in forward and
-        reverse mode and to any order (`jax.hessian`); with tiles, memory is O(n + m) for the first order only.
+        what was compared with `tol`, `row_error` and `col_error`, the L1 errors of the marginals of the coupling as
+        delivered, `mass`, the total of the plan, `lost`, how many samples should keep their weight and have none of it,
+        `rounding`, the error of the log masses from rounding costs over eps, `anneal_steps` (before `num_iters`
+        counts), `rounds` (absorptions), `newton_steps`, and which path ran: `absorbed`, `tiled`. `info.converged` is
+        False, never an exception, if `tol` was not reached, if a sample is lost, or if eps is so small that `rounding`
+        exceeds 0.1 (enable x64 then). Differentiable in `u`, `v`, `a`, `b` and `eps`, in forward and reverse mode and
+        to any order (`jax.hessian`); with tiles, memory is O(n + m) for the first order only.
 
     Raises:
         ValueError: ranks and lengths that do not fit; eps, tau, tol or max_iters out of range if they are known when
@@ -116,6 +118,7 @@ def sinkhorn(
 def _sinkhorn(
     u: Array, v: Array, a: Array, b: Array, eps: Any, tol: Any, settings: Settings, cost: Cost, memory: int
 ) -> Coupling:
+    from psa_jax.match.dual import marginals
     from psa_jax.match.geometry import Transport  # ott-jax takes longer to import than all else together
     from psa_jax.match.solve import LEVEL_STEPS, anneal_levels, potentials
 
@@ -134,12 +137,25 @@ def _sinkhorn(
     solved: Any = potentials(settings, problem, jax.lax.stop_gradient(scale), tol)
     f, g, report = solved
     largest = jnp.maximum(largest, jnp.maximum(jnp.abs(f).max(), jnp.abs(g).max()))
+    log_a, log_b = (jnp.where(w > 0, jnp.log(jnp.where(w > 0, w, 1)), 0) for w in (a, b))
+    left, right = (u, f + eps * log_a), (v, g + eps * log_b)
+    # Measured on what is delivered: the law's own sums round in another way than those of the solver.
+    ones = [(w > 0).astype(dtype) for w in (a, b)]
+    law, potential_a, potential_b = jax.lax.stop_gradient(
+        (Transport(*scores, costs, ones[0], ones[1], eps, cost, block), left[1], right[1])
+    )
+    rows, cols = marginals(law.absorb(potential_a, potential_b, law.epsilon), *ones)
+    row_error, col_error = jnp.abs(rows - a).sum(), jnp.abs(cols - b).sum()
+    kept = [(row_error, rows, a)] * (settings.tau_a == 1) + [(col_error, cols, b)] * (settings.tau_b == 1)
+    residual = functools.reduce(jnp.maximum, [gap for gap, _, _ in kept], report.residual)
+    lost = sum(((w > 0) & ~(mass > SERVED * w)).sum() for _, mass, w in kept)
     details = {
         "eps": eps,
-        "residual": report.residual,
-        "mass": report.mass,
-        "row_error": report.row_error,
-        "col_error": report.col_error,
+        "residual": residual,
+        "mass": rows.sum(),
+        "row_error": row_error,
+        "col_error": col_error,
+        "lost": jnp.asarray(lost, jnp.int32),
         "rounding": float(jnp.finfo(dtype).eps) * largest / eps,
         "anneal_steps": (LEVEL_STEPS * int(settings.absorb) * anneal_levels(scale, eps)).astype(jnp.int32),
         "rounds": report.rounds,
@@ -147,11 +163,9 @@ def _sinkhorn(
         "absorbed": jnp.asarray(settings.absorb),
         "tiled": jnp.asarray(tiled),
     }
-    error = jnp.maximum(report.row_error, report.col_error)
-    converged = (report.residual <= tol) & (eps > 0) & (details["rounding"] < MAX_ROUNDING)
+    error = jnp.maximum(row_error, col_error)
+    converged = (residual <= tol) & (eps > 0) & (details["rounding"] < MAX_ROUNDING) & (details["lost"] == 0)
     info = Info(converged, report.num_iters, error, details)
-    log_a, log_b = (jnp.where(w > 0, jnp.log(jnp.where(w > 0, w, 1)), 0) for w in (a, b))
-    left, right = (u, f + eps * log_a), (v, g + eps * log_b)
     return masked(
         Coupling(left=left, right=right, kernel=Gibbs(cost), args=eps, info=jax.lax.stop_gradient(info)), a, b
     )
@@ -183,11 +197,12 @@ def _spread(
         return map_rows(rows, (u if costs is None else costs, a), block)
 
     found = total(lambda c, w: jnp.stack([(w * c).sum(1), w.sum(1), jnp.abs(c).max(1)], 1))
-    sums, largest = found[:, :2].sum(0), found[:, 2].max()
+    sums, largest = found[:, :2].sum(0), jax.lax.stop_gradient(found[:, 2].max())
     weight = jnp.where(sums[1] > 0, sums[1], 1)
     mean = sums[0] / weight
-    variance = total(lambda c, w: (w * (c - mean) ** 2).sum(1)).sum() / weight
-    deviation = jnp.where(variance > 0, jnp.sqrt(jnp.where(variance > 0, variance, 1)), 0)
+    unit = jnp.where((largest > 0) & (largest < jnp.inf), largest, 1)  # squares of costs may leave the type's range
+    variance = total(lambda c, w: (w * ((c - mean) / unit) ** 2).sum(1)).sum() / weight
+    deviation = unit * jnp.where(variance > 0, jnp.sqrt(jnp.where(variance > 0, variance, 1)), 0)
     floor = ROUNDING_ERRORS * jnp.finfo(a.dtype).eps * jnp.abs(mean)
     spread = jnp.maximum(deviation, floor.astype(a.dtype))
-    return jnp.where(spread == 0, 1, spread), jax.lax.stop_gradient(largest)
+    return jnp.where(spread == 0, 1, spread), largest

@@ -10,7 +10,7 @@ from psa_jax.arguments import checked
 from psa_jax.coupling.coupling import Coupling, Info, masked
 from psa_jax.match.cost import all_finite, check, euclidean, fill_padding, pairwise
 from psa_jax.match.neighbours import check_k, nearest_ids
-from psa_jax.types import Array, Cost, Float, alike
+from psa_jax.types import Array, Cost, Float, alike, float_dtype
 
 
 def listed(left: tuple[Array, Array], right: Array, args: Any) -> Array:
@@ -65,7 +65,8 @@ def nearest(
 @functools.partial(jax.jit, static_argnames=("k", "cost"))
 def _nearest(u: Array, v: Array, a: Array, b: Array, k: int, cost: Cost) -> Coupling:
     m = v.shape[0]
-    u, v, a, b = alike(u, v, a, b)
+    dtype = float_dtype(u, v, a, b)
+    u, v, a, b = alike(*(x.astype(dtype) for x in (u, v, a, b)))
     columns = nearest_ids(u, fill_padding(v, b), b > 0, k, functools.partial(pairwise, cost))
     used = jnp.minimum(k, (b > 0).sum())
     log_mass = jnp.log(jnp.where(a > 0, a, 1)) - jnp.log(used.astype(a.dtype))

@@ -87,7 +87,8 @@ def snn(
 @functools.partial(jax.jit, static_argnames=("several", "approximate"))
 def _snn(u: Array, v: Array, a: Array, b: Array, several: tuple[int, ...], approximate: bool) -> tuple[Coupling, ...]:
     n, m = u.shape[0], v.shape[0]
-    u, v, a, b = alike(u, v, a, b)
+    dtype = float_dtype(u, v, a, b)
+    u, v, a, b = alike(*(x.astype(dtype) for x in (u, v, a, b)))
     real_a, real_b = a > 0, b > 0
     x, y = (_unit(fill_padding(scores.reshape(scores.shape[0], -1), w)) for scores, w in ((u, a), (v, b)))
     search = functools.partial(nearest_ids, k=max(several), costs=squares_by_product, approximate=approximate)
@@ -100,7 +101,7 @@ def _snn(u: Array, v: Array, a: Array, b: Array, several: tuple[int, ...], appro
         return Coupling(
             left=tuple(ids[:, :k] for ids in left),
             right=tuple(ids[:, :k] for ids in right),
-            args=(2 * k_rows + 2 * k_cols).astype(float_dtype(u, v)),
+            args=(2 * k_rows + 2 * k_cols).astype(dtype),
             kernel=SharedNeighbours(n, m),
             info=Info.closed_form(finite, k_rows=k_rows, k_cols=k_cols, zero_norm=zero_norm),
         )

@@ -117,8 +117,8 @@ class _Loop(Sinkhorn):
 
     def init_state(self, ot_prob: Any, init: Any) -> Any:
         """That of ott-jax, as different between devices as the problem."""
-        state = super().init_state(ot_prob, init)
-        return state.set(errors=jnp.full_like(ot_prob.a, -1, shape=jnp.shape(state.errors)))
+        errors = jnp.full_like(ot_prob.a, -1, shape=(int(self.outer_iterations), 1))
+        return super().init_state(ot_prob, init).set(errors=errors)
 
     def one_iteration(self, ot_prob: Any, state: Any, iteration: Any, compute_error: Any) -> Any:
         """One update of both potentials; an infinite error stops the loop."""

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from psa_jax.arguments import checked
-from psa_jax.types import Array, Augment, Float, KeyArray
+from psa_jax.types import Array, Augment, Float, KeyArray, float_dtype
 
 
 @jax.tree_util.register_dataclass
@@ -19,9 +19,17 @@ class GaussianNoise:
 
     def __call__(self, key: KeyArray, x: Array, /) -> Array:
         """Adds noise to `[n, ...]`."""
-        spread = jnp.std(x, axis=0, keepdims=True)
+        spread = _spread(x)
         noise = jax.random.normal(key, x.shape, x.dtype)
         return x + jnp.asarray(self.scale, x.dtype) * jnp.broadcast_to(spread, x.shape) * noise
+
+
+def _spread(x: Array) -> Array:
+    """Standard deviations of features `[1, ...]`, whose squares and sums stay in the range of the type."""
+    wide = x.astype(float_dtype(x))
+    top = jnp.abs(wide).max(axis=0, keepdims=True)
+    top = jnp.where(top > 0, top, 1)
+    return (top * jnp.std(wide / top, axis=0, keepdims=True)).astype(x.dtype)
 
 
 @jax.tree_util.register_dataclass
