@@ -1,7 +1,8 @@
-"""What the library makes of input that is wrong at random: `python -m benchmarks.fuzz bytes --count 1200`.
+"""What the library makes of random input: `python -m benchmarks.fuzz bytes` or `gradients`, with a `--count`.
 
-Each kind of fuzz prints one line: how many were tried, how many of them gave a clean error (one that names what is
-wrong), how many were taken for what they are, and how many ESCAPED, with examples.
+`bytes` prints how many broken files were tried, how many of them gave a clean error (one that names what is wrong), how
+many were taken for what they are, and how many ESCAPED, with examples; `gradients` how many are not finite, and how far
+they are from those of float64.
 """
 
 import argparse
@@ -14,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import archives
+from benchmarks import archives, gradients
 
 
 def files(count=1200, seed=0, kinds=("tree", "coupling", "alignment"), every=1):
@@ -74,9 +75,14 @@ def main():
     command.add_argument("--count", type=int, default=1200)
     command.add_argument("--seed", type=int, default=0)
     command.add_argument("--examples", type=int, default=12)
+    command = commands.add_parser("gradients", help="sharp problems in float32, beside float64")
+    command.add_argument("--count", type=int, default=5000)
+    command.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     if args.command == "bytes":
         print(told("bytes", files(args.count, args.seed), args.examples))
+    else:
+        print(gradients.told(gradients.gradients(args.count, args.seed)))
 
 
 if __name__ == "__main__":
