@@ -6,6 +6,7 @@ takes the one that compiles three times as fast. Benchmarks, notebooks and users
 """
 
 import atexit
+import gc
 import importlib.metadata
 import os
 import pathlib
@@ -28,6 +29,10 @@ if tuple(map(int, importlib.metadata.version("jaxlib").split(".")[:2])) < (0, 11
 import jax
 import numpy as np
 import pytest
+
+gc.set_threshold(
+    200_000, 20, 100
+)  # tracing makes many objects that live on: looking at them again took a tenth of the time
 
 
 @pytest.fixture(autouse=True)

@@ -4,6 +4,7 @@ import dataclasses
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import psa_jax as psa
 
@@ -34,6 +35,16 @@ def ragged(dtype=jnp.float32, dim=3, seed=0):
         jnp.asarray(rng.normal(size=(n, d)), dtype) for n, d in ((t_a.size, dim), (t_b.size, dim), (t_b.size, 2))
     )
     return u, v, y, t_a, t_b, psa.group(t_a, t_b, len(SIZES_A))
+
+
+def slow(*cases):
+    """Cases of a parametrised test that repeat at length what a fast one shows: `pytest -m slow` runs them."""
+    return [
+        pytest.param(*case, marks=pytest.mark.slow)
+        if isinstance(case, tuple)
+        else pytest.param(case, marks=pytest.mark.slow)
+        for case in cases
+    ]
 
 
 def uniform(n, dtype=jnp.float32):

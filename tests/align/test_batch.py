@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType, PartitionSpec
-from problems import SIZES_A, SIZES_B, ragged
+from problems import SIZES_A, SIZES_B, ragged, slow
 
 import psa_jax as psa
 from psa_jax.match import class_mean
@@ -103,7 +103,7 @@ def test_one_compilation_for_every_mix_of_labels():
         assert (float(value) > 0) == bool((t >= 0).any())
 
 
-@pytest.mark.parametrize("matcher", [TIGHT, functools.partial(psa.snn, k=2), psa.gromov_wasserstein])
+@pytest.mark.parametrize("matcher", [functools.partial(psa.snn, k=2), psa.gromov_wasserstein, *slow(TIGHT)])
 def test_nothing_in_common(matcher):
     u, v, y, t_a, t_b, _ = batch()
 
@@ -224,7 +224,12 @@ def test_labels_may_be_mapped_too():
 
 @pytest.mark.parametrize(
     ("name", "devices", "check_vma"),
-    [*((name, 2, True) for name in SHARDED), ("stored", 4, True), ("stored", 4, False)],
+    [
+        ("stored", 2, True),
+        ("snn", 2, True),
+        *slow(*((name, 2, True) for name in SHARDED if name not in ("stored", "snn"))),
+        *slow(("stored", 4, True), ("stored", 4, False)),
+    ],
 )
 def test_every_device_matches_its_own_samples(name, devices, check_vma):
     mesh = jax.make_mesh((devices,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices])
@@ -265,7 +270,7 @@ def test_every_device_matches_its_own_samples(name, devices, check_vma):
     np.testing.assert_allclose(grad, sum(np.asarray(p[1]) for p in pieces), rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("matcher", [psa.gromov_wasserstein, functools.partial(psa.low_rank_sinkhorn, rank=2)])
+@pytest.mark.parametrize("matcher", [psa.gromov_wasserstein, *slow(functools.partial(psa.low_rank_sinkhorn, rank=2))])
 def test_what_shard_map_cannot_check_says_so(matcher):
     mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:2])
     u, v, _, t_a, t_b, _ = batch()
@@ -312,6 +317,7 @@ def test_stop_gradient_spares_one_encoder():
     assert not np.asarray(grads[1]).any()
 
 
+@pytest.mark.slow
 def test_seeds_eps_and_temperatures_in_one_program():
     u, v, y, t_a, t_b, _ = batch()
     traces = []

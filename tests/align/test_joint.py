@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from problems import slow
 
 import psa_jax as psa
 from benchmarks.joint import prediction_error, train
@@ -97,7 +98,7 @@ def test_the_prediction_error_knows_pairs_from_noise():
     assert float(error(u, noise)) > 0.8
 
 
-@pytest.mark.parametrize("model", [PLAIN, EQUINOX], ids=["plain functions", "equinox"])
+@pytest.mark.parametrize("model", [EQUINOX, *slow(PLAIN)], ids=["equinox", "plain functions"])
 def test_other_peoples_models(model):
     data, _ = problem(90)
     x, t = data.a.x, data.a.t
@@ -119,6 +120,7 @@ def test_other_peoples_models(model):
     assert max(float(jnp.abs(g).max()) for g in grads) > 1e-3
 
 
+@pytest.mark.slow
 def test_frozen_features_in_bfloat16():
     data, _ = problem(120)
     frozen = jnp.tanh(data.a.x @ jax.random.normal(jax.random.key(5), (4, 16))).astype(jnp.bfloat16)

@@ -28,6 +28,7 @@ def conditional(coupling):
     return mass / np.where(total > 0, total, 1)
 
 
+@pytest.mark.slow
 def test_a_chain_is_the_product_of_conditionals():
     first, second, y = three_laws()
     through = psa.chain(first, second)

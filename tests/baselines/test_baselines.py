@@ -236,7 +236,8 @@ def test_vae_mixes_modalities_and_keeps_treatments():
 @pytest.mark.parametrize("name", TRAINED)
 def test_the_key_decides(name):
     data, _ = draw(9)
-    again = functools.partial(TRAINED[name].func, data=data, **TRAINED[name].keywords)
+    settings = {**TRAINED[name].keywords, "training": psa.Training(epochs=20, batch_size=64)}
+    again = functools.partial(TRAINED[name].func, data=data, **settings)
     one, two, three = (again(key) for key in (KEY, KEY, jax.random.key(1)))
     np.testing.assert_array_equal(one[0], two[0])
     np.testing.assert_array_equal(one[1], two[1])

@@ -72,6 +72,7 @@ def h5mu(tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 def test_demo(tmp_path):
     out = tmp_path / "out"
     result = call("demo", "--num-samples", 120, *TINY, "--output", out)

@@ -270,6 +270,7 @@ def test_arguments_become_options(message, expected):
     assert rephrased(message) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("category", [UserWarning, FutureWarning, DeprecationWarning])
 def test_warnings_of_other_libraries_are_notes_at_most(category, tmp_path, monkeypatch, capfd):
     def read(*arguments, **settings):

@@ -6,6 +6,7 @@ import sys
 import time
 
 import pytest
+from problems import slow
 
 pytest.importorskip("rich")
 typer = pytest.importorskip("typer")
@@ -35,7 +36,7 @@ def started(*arguments, handler=HANDLERS):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
-@pytest.mark.parametrize("seconds", [0.1, 0.3, 0.6, 1.0, 2.0, 3.0, 6.0])
+@pytest.mark.parametrize("seconds", [0.1, 0.3, 0.6, 1.0, *slow(2.0, 3.0, 6.0)])
 def test_a_signal_at_any_moment_ends_it_without_a_traceback(number, seconds, tmp_path):
     process = started("demo", "--output", tmp_path / "out")
     time.sleep(seconds)
@@ -48,7 +49,9 @@ def test_a_signal_at_any_moment_ends_it_without_a_traceback(number, seconds, tmp
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, *slow(signal.SIGTERM, signal.SIGHUP)], ids=lambda number: number.name
+)
 def test_a_signal_while_compiled_code_runs_leaves_nothing(number, tmp_path):
     process = started("demo", "--output", tmp_path / "out")
     begun = time.monotonic()

@@ -250,6 +250,7 @@ def test_latents_explain_both_views():
         assert explained(x, wrong) < 0.01
 
 
+@pytest.mark.slow
 def test_extremes_stay_finite():
     for settings in ({"effect": 1e6}, {"private": 1e6, "private_effect": 1e6}, {"depth": 1e6, "dispersion": 10.0}):
         for counts in (False, True):

@@ -8,6 +8,7 @@ import zipfile
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from problems import slow
 
 import psa_jax as psa
 from benchmarks import archives, fuzz
@@ -24,8 +25,7 @@ def sources():
     [
         ("tree", 150, 1),
         ("coupling", 150, 1),
-        ("alignment", 20, 12),
-        pytest.param("alignment", 400, 1, marks=pytest.mark.slow),
+        *slow(("alignment", 20, 12), ("alignment", 400, 1)),
     ],
 )
 def test_broken_files_are_refused_by_name_or_taken_for_what_they_are(kind, count, every):

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from problems import MATCHED, SIZES_A, ragged
+from problems import MATCHED, SIZES_A, ragged, slow
 
 import psa_jax as psa
 from psa_jax import io
@@ -146,7 +146,7 @@ MODELS = {"model_a": MODEL, "model_b": MODEL}
 LEARNER = psa.Learner(MODEL, training=psa.Training(epochs=4), folds=3)
 
 
-@pytest.mark.parametrize("queried", [False, True])
+@pytest.mark.parametrize("queried", [False, *slow(True)])
 def test_new_samples_are_scored_as_the_classifiers_say(queried):
     data, new = problem(), problem(30, 1)
     two, query = dataclasses.replace(LEARNER, members=2), problem(60, 2) if queried else None

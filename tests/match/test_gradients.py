@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from problems import slow
 
 import psa_jax as psa
 
@@ -48,7 +49,7 @@ def gradients(settings):
     return jax.jit(lambda args, eps: jax.lax.map(functools.partial(one, eps=eps), args))
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("name", ["stored", "newton", *slow("tiled", "unbalanced")])
 def test_gradients_are_finite_and_those_of_float64(name):
     compared = 0
     single = gradients(SETTINGS[name])
@@ -82,7 +83,7 @@ def test_two_points_that_are_their_own_partners_have_no_gradient():
         np.testing.assert_allclose(jax.grad(loss)(points), 0, atol=1e-4)
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("dtype", [jnp.float32, *slow(jnp.bfloat16)])
 def test_sharp_batches_have_finite_gradients(dtype):
     num_treatments = 8
 
@@ -105,7 +106,7 @@ def test_sharp_batches_have_finite_gradients(dtype):
             assert np.isfinite(np.asarray(side, np.float32)).all(), eps
 
 
-@pytest.mark.parametrize("name", ["stored", "tiled", "unbalanced"])
+@pytest.mark.parametrize("name", ["stored", *slow("tiled", "unbalanced")])
 def test_derivatives_of_any_order_and_mode(name, x64):
     """Forward mode, reverse over reverse and forward over reverse, against central differences."""
     rng = np.random.default_rng(1)

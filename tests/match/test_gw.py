@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import ot
 import pytest
-from problems import MATCHED, ragged, uniform
+from problems import MATCHED, ragged, slow, uniform
 from scipy.spatial.distance import cdist
 from scipy.stats import ortho_group
 
@@ -103,7 +103,7 @@ def test_scot_is_reproduced(x64, golden):
     assert float(quick.info.details["gw_cost"]) < 1.02 * float(golden_cost)
 
 
-@pytest.mark.parametrize("settings", [{}, {"distances": geodesics}, {"rank": 3, "eps": 0.0}])
+@pytest.mark.parametrize("settings", [{}, {"distances": geodesics}, *slow({"rank": 3, "eps": 0.0})])
 def test_padding_changes_nothing(x64, settings):
     x, y = clouds(14, 11, jnp.float64)
     a, b = uniform(14, jnp.float64), uniform(11, jnp.float64)
@@ -128,6 +128,7 @@ def test_fused_padding_in_single_precision():
     np.testing.assert_allclose(more.dense()[:14, :11], plain.dense(), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_rotation_changes_nothing_and_the_shape_is_found(x64):
     x, _ = clouds(20, 20, jnp.float64)
     turn = jnp.asarray(ortho_group.rvs(3, random_state=0))

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from problems import pair_of_clouds, ragged, uniform
+from problems import pair_of_clouds, ragged, slow, uniform
 
 import psa_jax as psa
 
@@ -145,7 +145,7 @@ def debug_nans():
 
 
 @pytest.mark.usefixtures("debug_nans")
-@pytest.mark.parametrize("name", MATCHERS)
+@pytest.mark.parametrize("name", [name for name in MATCHERS if name != "tiled"] + slow("tiled"))
 def test_debug_nans_is_usable(name):
     """Treatments that one side lacks, criteria that do not apply: said without NaN."""
     u, v, y, _, _, groups = ragged()
@@ -156,6 +156,7 @@ def test_debug_nans_is_usable(name):
     assert np.isfinite(jax.grad(value)(u)).all()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("debug_nans")
 def test_debug_nans_is_usable_with_align():
     x = np.random.default_rng(0).normal(size=(40, 4)).astype(np.float32)

@@ -109,6 +109,7 @@ def test_k_is_static():
         jax.jit(lambda k: psa.snn(u, v, uniform(3), uniform(4), k=k))(2)
 
 
+@pytest.mark.slow
 def test_several_k_in_one_search():
     u, v = pair_of_clouds(40, 33)
     a, b = uniform(40), uniform(33)

@@ -10,7 +10,7 @@ import ot
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from problems import pair_of_clouds, ragged, uniform
+from problems import pair_of_clouds, ragged, slow, uniform
 from test_eot import directional, pad
 
 import psa_jax as psa
@@ -173,6 +173,7 @@ def test_gradients_of_every_path(x64, settings):
     np.testing.assert_allclose(gradient, difference, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_gradients_under_vmap_and_of_tiles_in_blocks(x64):
     u, v, y, _, _, groups = ragged(jnp.float64)
 
@@ -279,7 +280,7 @@ def test_what_padding_holds_reaches_nothing(fill, settings):
     chex.assert_trees_all_close(gradient, without, atol=2e-3, rtol=1e-3)
 
 
-@pytest.mark.parametrize("dim", [3, 40])
+@pytest.mark.parametrize("dim", [40, *slow(3)])
 def test_derivatives_of_costs_by_products(x64, dim):
     u, v = pair_of_clouds(5, 4, dim=dim, dtype=jnp.float64)
     for cost in (psa.euclidean, psa.squared_euclidean, psa.cosine):

@@ -125,6 +125,7 @@ def test_by_treatment_counts_what_it_leaves_out():
     np.testing.assert_allclose(result.macro, np.mean(means), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_metrics_compose_with_jit_and_grad():
     u, v, y, t_a, t_b, groups = ragged()
     truth = psa.Truth(jnp.zeros(len(u), jnp.int32), jnp.zeros((len(u), 2)), y)
