@@ -54,6 +54,7 @@ def test_align_names_modality_member_fold_and_loss():
     assert _crossfit._cache_size() == before  # another listener is no other program
 
 
+@pytest.mark.slow
 def test_others_tell_of_their_stages():
     groups = psa.group(T, T, 2)
     scores = jnp.concatenate([X, -X, X**2], 1)

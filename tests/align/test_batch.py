@@ -41,7 +41,9 @@ def match(u, v, t_a, t_b, matcher=TIGHT, capacity=30):
     return psa.match_batch(u, v, t_a, t_b, num_treatments=NUM, capacity=capacity, matcher=matcher)
 
 
-@pytest.mark.parametrize("name", MATCHERS)
+@pytest.mark.parametrize(
+    "name", ["sinkhorn", "snn", *slow(*(name for name in MATCHERS if name not in ("sinkhorn", "snn")))]
+)
 def test_a_batch_is_matched_as_on_the_host(x64, name):
     u, v, y, t_a, t_b, groups = batch(dtype=jnp.float64)
     ours, host = match(u, v, t_a, t_b, MATCHERS[name]), psa.blockwise(MATCHERS[name])(u, v, groups)
@@ -193,6 +195,7 @@ def test_gradients_agree_with_finite_differences(x64):
         assert float(jnp.abs(restore(grad)[side]["first"]).max()) > 1e-6
 
 
+@pytest.mark.slow
 def test_the_layer_composes():
     u, v, y, t_a, t_b, _ = batch()
 
@@ -226,8 +229,7 @@ def test_labels_may_be_mapped_too():
     ("name", "devices", "check_vma"),
     [
         ("stored", 2, True),
-        ("snn", 2, True),
-        *slow(*((name, 2, True) for name in SHARDED if name not in ("stored", "snn"))),
+        *slow(*((name, 2, True) for name in SHARDED if name != "stored")),
         *slow(("stored", 4, True), ("stored", 4, False)),
     ],
 )
@@ -270,7 +272,8 @@ def test_every_device_matches_its_own_samples(name, devices, check_vma):
     np.testing.assert_allclose(grad, sum(np.asarray(p[1]) for p in pieces), rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("matcher", [psa.gromov_wasserstein, *slow(functools.partial(psa.low_rank_sinkhorn, rank=2))])
+@pytest.mark.slow
+@pytest.mark.parametrize("matcher", [psa.gromov_wasserstein, functools.partial(psa.low_rank_sinkhorn, rank=2)])
 def test_what_shard_map_cannot_check_says_so(matcher):
     mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:2])
     u, v, _, t_a, t_b, _ = batch()

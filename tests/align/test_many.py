@@ -96,6 +96,7 @@ def views(n=240, seed=0):
     return out
 
 
+@pytest.mark.slow
 def test_three_views_agree():
     (a, z_a), (b, z_b), (c, z_c) = views()
     with pytest.warns(psa.AlignmentWarning, match="only one modality has treatments 3"):

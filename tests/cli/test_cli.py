@@ -140,6 +140,7 @@ def test_an_output_folder_is_replaced_by_force_only(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+@pytest.mark.slow
 def test_align_mudata_without_pairs(h5mu, tmp_path):
     out = tmp_path / "out"
     names = ["--modalities", "rna", "atac", "--matcher", "nearest", "--k", 12]

@@ -49,9 +49,8 @@ def test_a_signal_at_any_moment_ends_it_without_a_traceback(number, seconds, tmp
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(
-    "number", [signal.SIGINT, *slow(signal.SIGTERM, signal.SIGHUP)], ids=lambda number: number.name
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
 def test_a_signal_while_compiled_code_runs_leaves_nothing(number, tmp_path):
     process = started("demo", "--output", tmp_path / "out")
     begun = time.monotonic()

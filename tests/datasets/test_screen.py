@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from problems import slow
 from scipy import stats
 
 from psa_jax.data.samples import check_truth, validate
@@ -110,6 +111,7 @@ def test_every_treatment_has_a_cell_and_none_is_lost(factor, spread):
         assert found.min() >= 1
 
 
+@pytest.mark.slow
 def test_keys_draw_cells_and_screens_draw_the_rest():
     first, again, other, elsewhere = (draw(key, screen=screen) for key, screen in ((3, 3), (3, 3), (4, 3), (3, 4)))
     jax.tree.map(np.testing.assert_array_equal, first, again)
@@ -131,7 +133,7 @@ def test_the_key_and_the_screen_of_one_number_are_unrelated():
     assert not np.isclose(law(0).effects[1:, None], state[None, :]).all(-1).any()
 
 
-@pytest.mark.parametrize("dispersion", [0.0, 0.5])
+@pytest.mark.parametrize("dispersion", [0.0, *slow(0.5)])
 def test_counts_have_the_mean_and_variance_of_their_law(dispersion):
     settings = STILL | {"counts": True, "depth": 300.0, "dispersion": dispersion, "effect": 1.0}
     many = [draw(key, **settings) for key in range(5)]

@@ -120,6 +120,7 @@ def test_criteria_against_brute_force():
     assert float(sweep.best) == float(sweep.eps[np.argmax(sweep.prediction)])
 
 
+@pytest.mark.slow
 def test_sinkhorn_in_units_of_the_spread():
     u, v = views(0.3)
     sweep = select_eps(KEY, u, v, GROUPS, [0.2, 0.4])
@@ -313,6 +314,7 @@ def test_calibration_believes_a_shared_state_and_not_noise():
     assert bare > 1.05 * nothing
 
 
+@pytest.mark.slow
 def test_noise_of_members_lowers_the_shrinkage():
     clean = views(0.05)
     keys = jax.random.split(jax.random.key(8), 2)

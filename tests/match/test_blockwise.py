@@ -35,7 +35,7 @@ def loop(matcher, u, v, y, t_a, t_b):
     return projected, dense, conditional
 
 
-@pytest.mark.parametrize("name", ["sinkhorn", "snn", *slow("nearest", "assignment", "class_mean")])
+@pytest.mark.parametrize("name", ["sinkhorn", *slow("snn", "nearest", "assignment", "class_mean")])
 def test_blocks_equal_a_loop(x64, name):
     u, v, y, t_a, t_b, groups = ragged(jnp.float64)
     projected, dense, conditional = loop(MATCHERS[name], u, v, y, t_a, t_b)
@@ -130,6 +130,7 @@ def test_settings_static_and_traced():
     assert len(traces) == 3 * len(groups.buckets)
 
 
+@pytest.mark.slow
 def test_one_program_for_a_sweep_over_seeds_and_temperatures():
     x, t = jax.random.normal(jax.random.key(0), (60, 3)), jnp.arange(60) % 3
     model, groups = psa.mlp((8,), 3), psa.group(np.arange(60) % 3, np.arange(60) % 3, 3)

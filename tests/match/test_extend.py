@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from problems import MATCHED, SIZES_A, ragged, slow
+from problems import MATCHED, SIZES_A, ragged
 
 import psa_jax as psa
 from psa_jax import io
@@ -146,7 +146,8 @@ MODELS = {"model_a": MODEL, "model_b": MODEL}
 LEARNER = psa.Learner(MODEL, training=psa.Training(epochs=4), folds=3)
 
 
-@pytest.mark.parametrize("queried", [False, *slow(True)])
+@pytest.mark.slow
+@pytest.mark.parametrize("queried", [False, True])
 def test_new_samples_are_scored_as_the_classifiers_say(queried):
     data, new = problem(), problem(30, 1)
     two, query = dataclasses.replace(LEARNER, members=2), problem(60, 2) if queried else None
@@ -186,6 +187,7 @@ def test_a_saved_alignment_gives_the_same_bits(tmp_path, shrunk):
     chex.assert_trees_all_equal(kept, answers)
 
 
+@pytest.mark.slow
 def test_default_models_and_another_process(tmp_path):
     data = problem(45)
     one = psa.Learner(training=psa.Training(epochs=1), folds=3)

@@ -87,6 +87,7 @@ def test_fused_without_the_distances_is_transport(x64):
     np.testing.assert_allclose(linear.dense(), psa.sinkhorn(u, v, *w, **settings).dense(), atol=1e-7)
 
 
+@pytest.mark.slow
 def test_scot_is_reproduced(x64, golden):
     # The settings are not recorded with the data. They were inferred: with these the golden plan is a fixed point of
     # entropic Gromov-Wasserstein to 4e-9, with eps 0.01 to ten digits. It is 60 times a plan of uniform weights.

@@ -153,6 +153,7 @@ def test_info_is_honest():
         assert not bool(bad.info.converged)
 
 
+@pytest.mark.slow
 def test_blocks_jit_and_vmap():
     u, v, y, _, _, groups = ragged()
     match = functools.partial(psa.low_rank_sinkhorn, rank=3)

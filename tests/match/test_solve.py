@@ -59,6 +59,7 @@ def test_a_hard_problem_converges_in_float32():
     np.testing.assert_allclose((plan * costs).sum(), (expected * costs).sum(), rtol=2e-3)
 
 
+@pytest.mark.slow
 def test_newton_goes_where_the_loop_does_not(x64):
     u, v = pair_of_clouds(60, 50, dtype=jnp.float64)
     a, b = uniform(60, u.dtype), uniform(50, u.dtype)
@@ -112,7 +113,7 @@ def never(x, y):
     return jnp.full((), jnp.inf, x.dtype)
 
 
-@pytest.mark.parametrize("settings", [{}, {"memory": TILES}, {"absorb": False}])
+@pytest.mark.parametrize("settings", [{}, {"absorb": False}, *slow({"memory": TILES})])
 def test_infinite_costs_forbid_their_pairs(x64, settings):
     u, v = pair_of_clouds(12, 12, dtype=jnp.float64)
     u, v = (x.at[:, 0].set(jnp.where(jnp.arange(12) < 6, 1, -1) * (1 + jnp.abs(x[:, 0]))) for x in (u, v))
@@ -280,7 +281,8 @@ def test_what_padding_holds_reaches_nothing(fill, settings):
     chex.assert_trees_all_close(gradient, without, atol=2e-3, rtol=1e-3)
 
 
-@pytest.mark.parametrize("dim", [40, *slow(3)])
+@pytest.mark.slow
+@pytest.mark.parametrize("dim", [3, 40])
 def test_derivatives_of_costs_by_products(x64, dim):
     u, v = pair_of_clouds(5, 4, dim=dim, dtype=jnp.float64)
     for cost in (psa.euclidean, psa.squared_euclidean, psa.cosine):
