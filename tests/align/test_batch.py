@@ -225,12 +225,13 @@ def test_labels_may_be_mapped_too():
         chex.assert_trees_all_close(found, match(u, v, t, t_b, psa.sinkhorn).apply(y), atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "devices", "check_vma"),
     [
-        ("stored", 2, True),
-        *slow(*((name, 2, True) for name in SHARDED if name != "stored")),
-        *slow(("stored", 4, True), ("stored", 4, False)),
+        *((name, 2, True) for name in SHARDED),
+        ("stored", 4, True),
+        ("stored", 4, False),
     ],
 )
 def test_every_device_matches_its_own_samples(name, devices, check_vma):

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from problems import slow
 
 import psa_jax as psa
 from benchmarks.joint import prediction_error, train
@@ -98,7 +97,8 @@ def test_the_prediction_error_knows_pairs_from_noise():
     assert float(error(u, noise)) > 0.8
 
 
-@pytest.mark.parametrize("model", [EQUINOX, *slow(PLAIN)], ids=["equinox", "plain functions"])
+@pytest.mark.slow
+@pytest.mark.parametrize("model", [PLAIN, EQUINOX], ids=["plain functions", "equinox"])
 def test_other_peoples_models(model):
     data, _ = problem(90)
     x, t = data.a.x, data.a.t

@@ -105,6 +105,7 @@ def test_same_key_same_bits():
     assert not np.array_equal(first.scores_a, other.scores_a)
 
 
+@pytest.mark.slow
 def test_a_query_is_aligned_instead(aligned):
     data, _, _ = aligned
     query, truth = screen(120, seed=5)

@@ -102,6 +102,7 @@ def test_demo(tmp_path):
     assert psa.io.load_coupling(out / "coupling.npz").shape == (60, 60)
 
 
+@pytest.mark.slow
 def test_the_smallest_demo(tmp_path):
     result = call("demo", "--num-samples", 24, *TINY, "--output", tmp_path / "out")
     assert result.exit_code == 0, result.stderr  # some treatments have one sample: their mean is the truth

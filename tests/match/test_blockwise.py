@@ -111,6 +111,7 @@ def test_a_matcher_of_ones_own_never_sees_padding():
     assert bool(C.info.converged[MATCHED[0]])
 
 
+@pytest.mark.slow
 def test_settings_static_and_traced():
     u, v, y, _, _, groups = ragged()
     traces = []

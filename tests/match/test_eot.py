@@ -9,7 +9,7 @@ import ott.geometry.costs
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from problems import MATCHED, pair_of_clouds, ragged, slow, uniform
+from problems import MATCHED, pair_of_clouds, ragged, uniform
 
 import psa_jax as psa
 
@@ -167,8 +167,9 @@ def directional(value, inputs, seed=3, step=1e-6):
     return float((ahead - back) / (2 * step)), float(along)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("tau", "cost"), [(0.9, psa.euclidean), *slow((0.9, psa.cosine), (1.0, psa.euclidean), (1.0, psa.cosine))]
+    ("tau", "cost"), [(0.9, psa.euclidean), (0.9, psa.cosine), (1.0, psa.euclidean), (1.0, psa.cosine)]
 )
 def test_gradients_under_padding_and_blocks(x64, tau, cost):
     u, v, y, _, _, groups = ragged(jnp.float64)
@@ -208,6 +209,7 @@ def test_gradient_at_coincident_points_is_finite():
     assert bool(jnp.isfinite(gradient).all())
 
 
+@pytest.mark.slow
 def test_one_program_for_a_sweep_over_eps():
     u, v, y, _, _, groups = ragged()
 

@@ -157,7 +157,7 @@ def test_zero_weights_on_one_side_only(x64):
     assert float(C.dense()[:, ::3].max()) == 0
 
 
-@pytest.mark.parametrize("settings", [{"memory": TILES}, {"newton": 5}, {"absorb": False}])
+@pytest.mark.parametrize("settings", [{"newton": 5}, {"absorb": False}, *slow({"memory": TILES})])
 def test_gradients_of_every_path(x64, settings):
     u, v = pair_of_clouds(9, 8, dtype=jnp.float64)
     y, w = jnp.arange(10.0), jnp.asarray(np.random.default_rng(1).normal(size=11))
