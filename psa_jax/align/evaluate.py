@@ -19,7 +19,9 @@ from psa_jax.types import Array, KeyArray, float_dtype
 
 
 @checked
-def evaluate(key: KeyArray, alignment: Alignment, truth: Truth, data: Unpaired) -> dict[str, Any]:
+def evaluate(
+    key: KeyArray, alignment: Alignment, truth: Truth, data: Unpaired, *, queries: int = 2000
+) -> dict[str, Any]:
     """Measures an alignment against the truth. On the host; the result is plain Python, ready for JSON.
 
     Each metric is a dict of `micro` (mean over samples), `macro` (mean over treatments), `chance` (a random match
@@ -32,18 +34,22 @@ def evaluate(key: KeyArray, alignment: Alignment, truth: Truth, data: Unpaired) 
     - `foscttm_sampled`: of the scores of one sampled match, same treatment.
     - `foscttm_features`: of projected features of modality b, same treatment, if they are vectors.
 
+    Where no pair is known nothing is measured, and every number is None.
+
     Args:
-        key: for the sampled matches.
+        key: for the sampled matches and the choice of queries.
         alignment: what `align` returned; to judge another coupling, `dataclasses.replace(alignment, coupling=...)`.
         truth: of the aligned data.
         data: the `Unpaired` that was aligned (the query, if there was one).
+        queries: FOSCTTM compares a sample with every other. Of at most so many with a known pair, drawn at random, it
+            is measured, among all candidates: its standard error is then below 0.007.
 
     Returns:
-        A dict of `metrics`, `treatments` (names, sizes and the matcher's report), `rows_without_partner`,
-        `cols_without_partner` and `calibration`. A number that does not exist is None.
+        A dict of `metrics`, `queries` (how many FOSCTTM was measured of), `treatments` (names, sizes and the matcher's
+        report), `rows_without_partner`, `cols_without_partner` and `calibration`. A number that does not exist is None.
 
     Raises:
-        ValueError: data or truth of other lengths than the alignment.
+        ValueError: data or truth of other lengths than the alignment, pairs across treatments, no queries.
 
     Example:
         >>> from psa_jax.data.samples import Modality
@@ -63,41 +69,55 @@ def evaluate(key: KeyArray, alignment: Alignment, truth: Truth, data: Unpaired) 
     got = len(data.a.t), len(data.b.t)
     if got != (n, m):
         raise ValueError(f"data: expected {n} and {m} samples, as were aligned, got {got[0]} and {got[1]}")
-    check_truth(truth, n, m)
+    check_truth(truth, n, m, data)
+    if queries < 1:
+        raise ValueError(f"queries: expected at least 1, got {queries}")
     data, truth = on_host(data), jax.tree.map(jnp.asarray, truth)
     groups, t = alignment.groups, data.a.t
     uniform = blockwise(class_mean)(alignment.scores_a, scores, groups)
     known = truth.pair >= 0
+    paired = np.flatnonzero(np.asarray(known))
+    if paired.size > queries:
+        paired = np.sort(np.asarray(jax.random.choice(jax.random.fold_in(key, 1), paired, (queries,), replace=False)))
     features = {"foscttm": scores}
     if data.b.x.ndim == 2:
         features["foscttm_features"] = data.b.x
     if truth.z_a is not None and truth.z_b is not None:
         features |= {"latent_mse": truth.z_b, "squares": truth.z_b**2}
-    projected, blind = (_apply(law, features) for law in (coupling, uniform))
+    latents = "latent_mse" in features
+    nothing = jnp.full(n, jnp.nan, float_dtype(scores))
+    if not paired.size:
+        features = {name: value for name, value in features.items() if latents and name in ("latent_mse", "squares")}
+    projected, blind = (_apply(law, features) if features else {} for law in (coupling, uniform))
     at_random = jnp.where(known, 0.5, jnp.nan)
     chance = jnp.where(known & (groups.sizes_b[t] > 0), 1 / jnp.maximum(groups.sizes_b[t], 1), jnp.nan)
 
+    def rank(y_hat: Array, y: Array, candidates: Array | None) -> Array:
+        """FOSCTTM of the queries, NaN for others, of predictions for the rows whose partner is known."""
+        y = jnp.where(known[:, None], y[truth.pair], jnp.nan)
+        return nothing.at[paired].set(foscttm(y_hat, y, t=candidates, rows=paired).astype(nothing.dtype))
+
     def levels(name: str, candidates: Array | None) -> tuple[Array, Array, Array]:
-        ours, theirs = (_rank(law[name], features[name], truth, candidates) for law in (projected, blind))
+        ours, theirs = (rank(law[name], features[name], candidates) for law in (projected, blind))
         return ours, at_random, theirs
 
-    metrics = {
-        "trace": (trace(coupling, truth), chance, chance),
-        "foscttm": levels("foscttm", t),
-        "foscttm_all": levels("foscttm", None),
-    }
-    drawn = coupling.sample(key)
-    sampled = jnp.where((drawn >= 0)[:, None], scores[drawn], jnp.nan)
-    metrics["foscttm_sampled"] = _rank(sampled, scores, truth, t), *metrics["foscttm"][1:]
+    metrics = dict.fromkeys(("trace", "foscttm", "foscttm_all", "foscttm_sampled"), 3 * (nothing,))
+    if paired.size:
+        metrics["trace"] = trace(coupling, truth), chance, chance
+        metrics |= {"foscttm": levels("foscttm", t), "foscttm_all": levels("foscttm", None)}
+        drawn = coupling.sample(key)
+        sampled = jnp.where((drawn >= 0)[:, None], scores[drawn], jnp.nan)
+        metrics["foscttm_sampled"] = rank(sampled, scores, t), *metrics["foscttm"][1:]
     if "foscttm_features" in features:
         metrics["foscttm_features"] = levels("foscttm_features", t)
-    if truth.z_a is not None and "latent_mse" in features:
+    if truth.z_a is not None and latents:
         ours, theirs = (jnp.mean((law["latent_mse"] - truth.z_a) ** 2, axis=1) for law in (projected, blind))
         variance = jnp.mean(blind["squares"] - blind["latent_mse"] ** 2, axis=1)
         metrics["latent_mse"] = ours, theirs + variance, theirs
     info = coupling.info
     return {
         "metrics": {name: _summary(*values, data) for name, values in metrics.items()},
+        "queries": int(paired.size),
         "treatments": {
             "names": None if alignment.names is None else list(alignment.names),
             "size_a": _plain(groups.sizes_a),
@@ -114,12 +134,6 @@ def evaluate(key: KeyArray, alignment: Alignment, truth: Truth, data: Unpaired) 
             "b": _calibration(alignment.calibration_b),
         },
     }
-
-
-def _rank(y_hat: Array, features: Array, truth: Truth, t: Array | None) -> Array:
-    """FOSCTTM of predictions for the rows whose partner is known and that have a prediction."""
-    y = jnp.where((truth.pair >= 0)[:, None], features[truth.pair], jnp.nan)
-    return foscttm(y_hat, y, t=t)
 
 
 def _apply(law: Blocked | Coupling, features: dict[str, Array]) -> dict[str, Array]:

@@ -1,5 +1,6 @@
 """How good an alignment is: one number per sample, and averages over treatments as a separate step."""
 
+import functools
 from typing import Any, Literal
 
 import jax
@@ -11,7 +12,7 @@ from psa_jax.arguments import checked
 from psa_jax.coupling.blocked import Blocked
 from psa_jax.coupling.coupling import Coupling
 from psa_jax.data.samples import Truth
-from psa_jax.types import Array, Float, Int, float_dtype, map_rows, pytree
+from psa_jax.types import Array, Float, Int, float_dtype, known, map_rows, pytree
 
 CHUNK_ELEMENTS = 2**22
 
@@ -119,7 +120,8 @@ def foscttm(
     *,
     t: Int[Array, " n"] | None = None,
     convention: Literal["ours", "paper"] = "ours",
-) -> Float[Array, " n"]:
+    rows: Int[Array, " q"] | None = None,
+) -> Float[Array, " q"]:
     """Fraction of samples closer than the true match (FOSCTTM), both directions averaged; 0 is perfect, 0.5 is chance.
 
     For row i: among candidates j, the fraction of `y_j` closer to `y_hat_i` than `y_i` is, and the fraction of
@@ -131,12 +133,14 @@ def foscttm(
         t: `[n]` treatments; candidates are then the same treatment's samples, else all samples.
         convention: static; "paper" counts ties as zero, as the authors' code does (a constant prediction then scores
             below chance).
+        rows: `[q]` the rows to measure, in [0, n); all are candidates. By default every row. The work is q times the
+            number of candidates: the size of the largest treatment if `t` is known, n otherwise.
 
     Returns:
-        `[n]` in [0, 1]; NaN for a row without any other candidate, or with a NaN in `y_hat` or `y`.
+        `[q]` in [0, 1], `[n]` by default; NaN for a row without any other candidate, or with a NaN in `y_hat` or `y`.
 
     Raises:
-        ValueError: shapes that differ, or another convention.
+        ValueError: shapes that differ, rows that are known and out of range, or another convention.
 
     Example:
         >>> y = jnp.array([[0.0], [1.0], [2.0]])
@@ -153,29 +157,47 @@ def foscttm(
     t = jnp.zeros(n, jnp.int32) if t is None else t
     if t.shape != (n,):
         raise ValueError(f"t: expected shape ({n},), got {t.shape}")
+    rows = jnp.arange(n) if rows is None else jnp.asarray(rows)
+    if known(rows) and rows.size and not 0 <= int(rows.min()) <= int(rows.max()) < n:
+        raise ValueError(f"rows: expected rows in [0, {n}), got {int(rows.min())} to {int(rows.max())}")
+    largest = int(np.unique(np.asarray(t), return_counts=True)[1].max(initial=1)) if known(t) else n
+    # Where treatments are many, candidates are a stretch of the sorted samples; few widths make few programs.
+    width = min(n, 1 << (largest - 1).bit_length()) if 2 * largest < n else n
     dtype = float_dtype(y_hat, y)
-    return _foscttm(y_hat.astype(dtype), y.astype(dtype), t, 0.5 if convention == "ours" else 0.0)
+    return _foscttm(y_hat.astype(dtype), y.astype(dtype), t, rows, 0.5 if convention == "ours" else 0.0, width)
 
 
-@jax.jit
-def _foscttm(y_hat: Array, y: Array, t: Array, tie: Any) -> Array:
+@functools.partial(jax.jit, static_argnames="width")
+def _foscttm(y_hat: Array, y: Array, t: Array, rows: Array, tie: Any, width: int) -> Array:
     n, d = y.shape
+    order = jnp.argsort(t)
+    place = jnp.zeros(n, order.dtype).at[order].set(jnp.arange(n))[rows]
+    t, y_hat, y = t[order], y_hat[order], y[order]
     usable = jnp.isfinite(y_hat).all(1) & jnp.isfinite(y).all(1)
     y_hat, y = (jnp.where(usable[:, None], values, 0) for values in (y_hat, y))
+    first = jnp.minimum(jnp.searchsorted(t, t[place]), n - width) if width < n else jnp.zeros_like(place)
 
-    def fraction(queries: Array, points: Array, rows: Array) -> Array:
-        distance = jnp.sum((queries[rows][:, None] - points[None]) ** 2, axis=-1)
-        own = jnp.take_along_axis(distance, rows[:, None], axis=1)
-        candidate = (t[rows][:, None] == t[None]) & usable[None] & (rows[:, None] != jnp.arange(n)[None])
+    def stretches(points: Array, first: Array) -> Array:
+        """The candidates of each row, or those of all rows at once."""
+        if width == n:
+            return points[None]
+        return jax.vmap(lambda i: jax.lax.dynamic_slice_in_dim(points, i, width))(first)
+
+    def fraction(queries: Array, points: Array, place: Array, first: Array) -> Array:
+        distance = jnp.sum((queries[place][:, None] - stretches(points, first)) ** 2, axis=-1)
+        itself = (place - first)[:, None]
+        own = jnp.take_along_axis(distance, itself, axis=1)
+        candidate = (t[place][:, None] == stretches(t, first)) & stretches(usable, first)
+        candidate &= itself != jnp.arange(width)[None]
         closer = jnp.where(distance < own, 1.0, jnp.where(distance == own, tie, 0.0))
         total = candidate.sum(1).astype(distance.dtype)
         share = jnp.where(candidate, closer, 0).astype(distance.dtype).sum(1) / jnp.maximum(total, 1)
-        return jnp.where((total > 0) & usable[rows], share, jnp.nan)
+        return jnp.where((total > 0) & usable[place], share, jnp.nan)
 
     return map_rows(
-        lambda rows: (fraction(y_hat, y, rows) + fraction(y, y_hat, rows)) / 2,
-        jnp.arange(n),
-        max(1, CHUNK_ELEMENTS // max(n * d, 1)),
+        lambda ids: (fraction(y_hat, y, *ids) + fraction(y, y_hat, *ids)) / 2,
+        (place, first),
+        max(1, CHUNK_ELEMENTS // max(width * d, 1)),
     )
 
 

@@ -1,6 +1,7 @@
 import dataclasses
 import functools
 import json
+import sys
 import warnings
 
 import jax
@@ -76,6 +77,41 @@ def test_the_report_is_strict_json_and_counts_everything(aligned):
         assert (report["metrics"][metric]["counted"], report["metrics"][metric]["excluded"]) == (393, 7)
     assert report["rows_without_partner"] == 0
     assert report["treatments"]["converged"] == [True] * 4
+
+
+def test_more_known_pairs_than_queries_are_sampled(aligned):
+    data, truth, alignment = aligned
+    whole = psa.evaluate(jax.random.key(1), alignment, truth, data)
+    some = psa.evaluate(jax.random.key(1), alignment, truth, data, queries=150)
+    assert (whole["queries"], some["queries"]) == (400, 150)
+    assert some["metrics"]["trace"] == whole["metrics"]["trace"]
+    for name in ("foscttm", "foscttm_all", "foscttm_sampled", "foscttm_features"):
+        found, all_of_them = some["metrics"][name], whole["metrics"][name]
+        assert (found["counted"], found["excluded"]) == (150, 250)
+        assert 0 < abs(found["micro"] - all_of_them["micro"]) < 4 * 0.29 / np.sqrt(150)
+    with pytest.raises(ValueError, match="queries: expected at least 1, got 0"):
+        psa.evaluate(jax.random.key(1), alignment, truth, data, queries=0)
+
+
+def test_nothing_is_measured_of_unknown_pairs(aligned, monkeypatch):
+    data, truth, alignment = aligned
+    unknown = psa.Truth(jnp.full(400, -1))
+    module = sys.modules["psa_jax.align.evaluate"]
+    monkeypatch.setattr(module, "foscttm", None)
+    monkeypatch.setattr(module, "project", None)
+    report = psa.evaluate(jax.random.key(1), alignment, unknown, data)
+    assert report["queries"] == 0
+    assert {(m["micro"], m["counted"]) for m in report["metrics"].values()} == {(None, 0)}
+    monkeypatch.undo()
+    latents = psa.evaluate(jax.random.key(1), alignment, dataclasses.replace(truth, pair=unknown.pair), data)
+    whole = psa.evaluate(jax.random.key(1), alignment, truth, data)
+    assert latents["metrics"]["latent_mse"] == whole["metrics"]["latent_mse"]
+
+
+def test_pairs_across_treatments_are_none(aligned):
+    data, truth, alignment = aligned
+    with pytest.raises(ValueError, match="expected pairs of one treatment each"):
+        psa.evaluate(jax.random.key(1), alignment, psa.Truth(truth.pair[::-1]), data)
 
 
 def test_the_truth_scores_perfectly(aligned):

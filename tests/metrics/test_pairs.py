@@ -38,6 +38,23 @@ def test_foscttm_against_loops(convention, same):
     assert np.isnan(got[0]) == same
 
 
+@pytest.mark.parametrize("treatments", [1, 3, 7, 40])
+def test_some_rows_of_foscttm_among_stretches_of_candidates(treatments):
+    rng = np.random.default_rng(1)
+    y_hat, y = (jnp.asarray(rng.integers(0, 3, (60, 2)), jnp.float32) for _ in range(2))
+    y_hat = y_hat.at[5].set(jnp.nan)
+    t = jnp.asarray(rng.integers(-2, treatments - 2, 60))
+    rows = jnp.asarray([59, 0, 5, 17, 0])
+    traced = jax.jit(lambda t: psa.foscttm(y_hat, y, t=t))(t)  # of unknown sizes: all others are looked at
+    np.testing.assert_array_equal(psa.foscttm(y_hat, y, t=t), traced)
+    np.testing.assert_array_equal(psa.foscttm(y_hat, y, t=t, rows=rows), traced[rows])
+
+
+def test_foscttm_of_rows_that_do_not_exist():
+    with pytest.raises(ValueError, match=r"rows: expected rows in \[0, 3\), got -1 to 1"):
+        psa.foscttm(jnp.zeros((3, 1)), jnp.zeros((3, 1)), rows=jnp.array([1, -1]))
+
+
 @pytest.mark.parametrize("g", range(3))
 def test_foscttm_of_the_paper(x64, golden, g):
     n = min(len(golden[f"s1_{g}"]), len(golden[f"s2_{g}"]))
