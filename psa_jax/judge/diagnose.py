@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,51 +13,13 @@ from psa_jax.coupling.blocked import Blocked
 from psa_jax.coupling.coupling import CHUNK_ELEMENTS, Coupling
 from psa_jax.data.groups import Bucket, Groups
 from psa_jax.judge.agreement import halves, hold, keep, treatment_of_rows, within
+from psa_jax.judge.aligned import Aligned
 from psa_jax.judge.diagnosis import FEWEST, Diagnosis
+from psa_jax.judge.thin import MOST, thin
 from psa_jax.match import sinkhorn
 from psa_jax.match.blockwise import blockwise
 from psa_jax.progress import Progress, Watch, watching
 from psa_jax.types import Array, Bool, Float, Int, KeyArray, float_dtype, map_rows
-
-
-@runtime_checkable
-class Aligned(Protocol):
-    """What `diagnose` reads of an alignment."""
-
-    @property
-    def coupling(self) -> Any:
-        """The coupling, `[n, m]`."""
-        ...
-
-    @property
-    def groups(self) -> Groups:
-        """The plan behind it."""
-        ...
-
-    @property
-    def scores_a(self) -> Any:
-        """`[n, d]`."""
-        ...
-
-    @property
-    def scores_b(self) -> Any:
-        """`[m, d]`."""
-        ...
-
-    @property
-    def member_scores_a(self) -> Any:
-        """`[members, n, d]`, or None."""
-        ...
-
-    @property
-    def member_scores_b(self) -> Any:
-        """`[members, m, d]`, or None."""
-        ...
-
-    @property
-    def names(self) -> tuple[str, ...] | None:
-        """Of the treatments."""
-        ...
 
 
 @checked
@@ -69,6 +31,7 @@ def diagnose(
     repeats: int = 4,
     draws: int = 4,
     permutations: int = 50,
+    most: int = MOST,
     progress: Progress = False,
 ) -> Diagnosis:
     r"""What can be said about an alignment without true pairs, for each treatment. On the host.
@@ -88,7 +51,7 @@ def diagnose(
     Without evidence a match may still be right: what the treatments do may not vary within one of them.
 
     Args:
-        key: decides the halves, the permutations and the draws.
+        key: decides the halves, the permutations, the draws and the samples.
         alignment: what `align` returned. Used are `coupling`, `groups`, `scores_a`, `scores_b`, and the members' scores
             if they are not None.
         matcher: what `align` was given; an alignment does not keep it, and halves and members are matched anew. An
@@ -96,6 +59,8 @@ def diagnose(
         repeats: random halves, each used both ways.
         draws: partners drawn for each row, behind `partners`.
         permutations: how many make up the null, at least 2.
+        most: of treatments with more samples, so many of each modality are drawn, and agreement and stability are those
+            of matchings among them. The more, the larger `z` where there is something. `Diagnosis.most` tells.
         progress: as in `align`.
 
     Returns:
@@ -117,9 +82,9 @@ def diagnose(
         >>> diagnosis.evidence.tolist(), diagnosis.warnings
         ([True, True, True], ['only one training run (members=1): stability is unknown'])
     """
-    _check(alignment, matcher, repeats, draws, permutations)
+    _check(alignment, matcher, repeats, draws, permutations, most)
     with watching(progress) as watch:
-        return _diagnose(key, alignment, matcher, repeats, draws, permutations, watch)
+        return _diagnose(key, alignment, matcher, repeats, draws, permutations, most, watch)
 
 
 def _diagnose(
@@ -129,6 +94,7 @@ def _diagnose(
     repeats: int,
     draws: int,
     permutations: int,
+    most: int,
     watch: Watch,
 ) -> Diagnosis:
     key_halves, key_permute, key_draw = jax.random.split(key, 3)
@@ -143,8 +109,14 @@ def _diagnose(
     entropy, left, variance = (np.asarray(x, float) for x in _look(key_draw, coupling, v, t_a, t_b, groups, draws))
     partners = np.where(matched, np.exp(entropy), np.nan)
 
+    members = _members(alignment)
+    thinned = thin(jax.random.fold_in(key, 3), groups, most)
+    if thinned is not None:
+        groups, u, v = thinned.groups, thinned.of_a(u), thinned.of_b(v)
+        members = [(thinned.of_a(a), thinned.of_b(b)) for a, b in members]
+        t_a, t_b = _treatments(groups)
     orders, moments = _orders(key_permute, np.asarray(t_b), permutations), []
-    chosen, members = halves(key_halves, u.shape[1], repeats), _members(alignment)
+    chosen = halves(key_halves, u.shape[1], repeats)
     watch.begin("evidence", len(chosen) + len(members))
     for used in chosen:
         if int((~used).sum()) < 2:
@@ -189,18 +161,20 @@ def _diagnose(
         "overall_stability": np.average(stability[known], weights=size_a[known]) if known.any() else np.nan,
     }
     return Diagnosis(
-        size_a=groups.sizes_a,
-        size_b=groups.sizes_b,
+        size_a=alignment.groups.sizes_a,
+        size_b=alignment.groups.sizes_b,
         converged=jnp.asarray(matched & np.asarray(coupling.info.converged)),
         **{name: jnp.asarray(value, dtype) for name, value in figures.items()},
         names=alignment.names,
+        most=thinned and most,
     )
 
 
-def _check(alignment: Aligned, matcher: Any, repeats: int, draws: int, permutations: int) -> None:
+def _check(alignment: Aligned, matcher: Any, repeats: int, draws: int, permutations: int, most: int) -> None:
     if not callable(matcher):
         raise ValueError(f"matcher: expected a function (u, v, a, b) -> Coupling, got {matcher!r}")
-    for name, value, least in (("repeats", repeats, 1), ("draws", draws, 1), ("permutations", permutations, 2)):
+    least_of = (("repeats", repeats, 1), ("draws", draws, 1), ("permutations", permutations, 2), ("most", most, FEWEST))
+    for name, value, least in least_of:
         if value < least:
             raise ValueError(f"{name}: expected at least {least}, got {value}")
     shape = alignment.groups.shape

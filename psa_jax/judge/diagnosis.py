@@ -36,6 +36,8 @@ class Diagnosis:
         overall_z: `[]` the same in standard deviations of its null.
         overall_stability: `[]` stability, averaged over matched treatments by size.
         names: static; of the treatments, or None.
+        most: static; agreement and stability are of at most so many samples of each treatment and modality; None for
+            all.
     """
 
     size_a: Int[Array, " T"]
@@ -54,6 +56,7 @@ class Diagnosis:
     overall_z: Float[Array, ""]
     overall_stability: Float[Array, ""]
     names: tuple[str, ...] | None = static(default=None)
+    most: int | None = static(default=None)
 
     @property
     def evidence(self) -> np.ndarray:
@@ -114,7 +117,8 @@ class Diagnosis:
             f"{name} {_cell(_known(float(getattr(self, f'overall_{name}'))))}"
             for name in ("agreement", "z", "stability")
         )
-        return "\n".join([*table, f"overall: {overall}", *(f"- {text}" for text in self.warnings)])
+        some = f" (of at most {self.most} samples of each treatment)" if self.most else ""
+        return "\n".join([*table, f"overall: {overall}{some}", *(f"- {text}" for text in self.warnings)])
 
 
 def _known(value: Any) -> Any:

@@ -37,6 +37,7 @@ class EpsSweep:
         best: `[]` the eps with the largest `prediction` among those where all treatments converged; NaN if there is
             none.
         relative: static; whether eps is in units of the spread of the costs.
+        most: static; how many samples of each treatment and modality were looked at, at most; None for all.
     """
 
     eps: Float[Array, " E"]
@@ -51,6 +52,7 @@ class EpsSweep:
     converged: Float[Array, " E"]
     best: Float[Array, ""]
     relative: bool = static()
+    most: int | None = static(default=None)
 
     def __repr__(self) -> str:
         """A small table."""
@@ -62,7 +64,8 @@ class EpsSweep:
         lines = [columns, *(tuple(f"{row[name]:.3g}" for name in columns) for row in shown)]
         unit = "the spread of the costs" if self.relative else "the cost"
         table = ["  " + "  ".join(map(str.rjust, line, map(len, columns))) for line in lines]
-        return "\n".join([f"EpsSweep of {len(rows)} eps in units of {unit}, best {float(self.best):.3g}", *table])
+        some = f", of at most {self.most} samples of each treatment" if self.most else ""
+        return "\n".join([f"EpsSweep of {len(rows)} eps in units of {unit}, best {float(self.best):.3g}{some}", *table])
 
     @property
     def choice(self) -> tuple[Any, Float[Array, ""]]:

@@ -17,6 +17,7 @@ from psa_jax.data.groups import Groups
 from psa_jax.judge.agreement import halves as random_halves
 from psa_jax.judge.agreement import hold, keep, treatment_of_rows, within
 from psa_jax.judge.eps_sweep import EpsSweep
+from psa_jax.judge.thin import MOST, thin
 from psa_jax.match import Relative, sinkhorn
 from psa_jax.match.blockwise import blockwise, split_settings
 from psa_jax.progress import Progress, tell_part, watching
@@ -38,6 +39,7 @@ def select_eps(
     relative: bool = True,
     repeats: int = 4,
     draws: int = 4,
+    most: int = MOST,
     progress: Progress = False,
 ) -> EpsSweep:
     """Sweeps the smoothing of a matcher in one compiled program, and measures every coupling without true pairs.
@@ -61,7 +63,7 @@ def select_eps(
     - None tracked P(true match) beyond its rise as eps falls: for sampled pairs take a smaller eps than `best`.
 
     Args:
-        key: decides the halves and the draws.
+        key: decides the halves, the draws and the samples.
         u: scores `[n, d]`, or of several classifiers `[members, n, d]`; d at least 2.
         v: scores `[m, d]` or `[members, m, d]`.
         groups: the plan.
@@ -72,6 +74,9 @@ def select_eps(
             ones. Otherwise in units of the cost; halves, whose costs are smaller, are then smoothed more.
         repeats: static; random halves, each used both ways.
         draws: static; partners drawn for each row, behind `cycle` and `entropy`.
+        most: static; of treatments with more samples, so many of each modality are drawn and looked at, for all
+            criteria the same. Fewer make them noisier, and couplings of fewer samples a little less sure of themselves
+            than that of all will be; `EpsSweep.most` tells.
         progress: as in `align`.
 
     Returns:
@@ -80,7 +85,7 @@ def select_eps(
 
     Raises:
         ValueError: shapes that do not fit each other or the groups, fewer than two columns, eps that is not `[E]` or
-            is known and not positive, `y` that is not finite, repeats or draws below 1.
+            is known and not positive, `y` that is not finite, repeats or draws below 1, most below 2.
 
     Example:
         >>> from psa_jax.data.groups import group
@@ -91,6 +96,8 @@ def select_eps(
         (0.05, True)
     """
     u, v, eps = jnp.asarray(u), jnp.asarray(v), _check(u, v, groups, eps, repeats, draws)
+    if most < 2:
+        raise ValueError(f"most: expected at least 2, got {most}")
     u, v = (scores[None] if scores.ndim == 2 else scores for scores in (u, v))
     if y is not None:
         if jnp.ndim(y) < 2 or jnp.shape(y)[0] != groups.shape[1]:
@@ -101,7 +108,7 @@ def select_eps(
     with watching(progress) as watch:
         watch.begin("sweep", eps.shape[0])
         told = watch.on_epoch is not None
-        return _sweep(_with_eps(matcher, eps), key, u, v, groups, eps, y, relative, repeats, draws, told)
+        return _sweep(_with_eps(matcher, eps), key, u, v, groups, eps, y, relative, repeats, draws, most, told)
 
 
 @checked
@@ -115,6 +122,7 @@ def calibrated_coupling(
     y: Float[Array, "m ..."] | None = None,
     matcher: Callable[..., Coupling] = sinkhorn,
     repeats: int = 4,
+    most: int = MOST,
     progress: Progress = False,
 ) -> tuple[Blocked, EpsSweep]:
     r"""The coupling of the mean scores at the eps that calibrates best, shrunk toward the treatment's mean.
@@ -128,7 +136,7 @@ def calibrated_coupling(
     `benchmarks/RESULTS.md` has what came of it on data with known pairs.
 
     Args:
-        key, u, v, groups, y, matcher, repeats, progress: as in `select_eps`. Give members
+        key, u, v, groups, y, matcher, repeats, most, progress: as in `select_eps`. Give members
             (`Alignment.member_scores_a`), at least two, and as `y` the features that will be projected: without
             members, noise of training is believed.
         eps: `[E]` to choose from, in units of the spread of the costs.
@@ -148,7 +156,8 @@ def calibrated_coupling(
         >>> C.shape, bool(sweep.shrinkage[0] > 0.9)
         ((60, 60), True)
     """
-    sweep = select_eps(key, u, v, groups, eps, y=y, matcher=matcher, repeats=repeats, draws=1, progress=progress)
+    settings = {"matcher": matcher, "repeats": repeats, "draws": 1, "most": most, "progress": progress}
+    sweep = select_eps(key, u, v, groups, eps, y=y, **settings)
     chosen, weight = sweep.choice
     match = blockwise(_bind(_with_eps(matcher, eps), chosen))
     u, v = (scores.mean(0) if scores.ndim == 3 else scores for scores in (jnp.asarray(u), jnp.asarray(v)))
@@ -189,7 +198,7 @@ def _check(u: Array, v: Array, groups: Groups, eps: Any, repeats: int, draws: in
     return jnp.asarray(eps, float_dtype(u, v))
 
 
-@functools.partial(jax.jit, static_argnames=("relative", "repeats", "draws", "told"))
+@functools.partial(jax.jit, static_argnames=("relative", "repeats", "draws", "most", "told"))
 def _sweep(
     matcher: Any,
     key: KeyArray,
@@ -201,6 +210,7 @@ def _sweep(
     relative: bool,
     repeats: int,
     draws: int,
+    most: int,
     told: bool,
 ) -> EpsSweep:
     key_halves, key_walk = jax.random.split(key)
@@ -213,6 +223,9 @@ def _sweep(
     used = jnp.concatenate([jnp.ones((1 + ensemble, d), bool), halves])
     held = used.at[1 + ensemble :].set(~halves)
     shown = v[0] if y is None else y
+    thinned = thin(jax.random.fold_in(key, 2), groups, most)
+    if thinned is not None:
+        u, v, shown, groups = thinned.of_a(u), thinned.of_b(v), thinned.of_b(shown), thinned.groups
     t = treatment_of_rows(groups)
     matched = (groups.sizes_a > 0) & (groups.sizes_b > 0)
 
@@ -262,7 +275,9 @@ def _sweep(
     table = jax.lax.map(at, eps)
     usable = (table["converged"] == 1) & jnp.isfinite(table["prediction"])
     best = eps[jnp.argmax(jnp.where(usable, table["prediction"], -jnp.inf))]
-    return EpsSweep(eps=eps, best=jnp.where(usable.any(), best, jnp.nan), relative=relative, **table)
+    return EpsSweep(
+        eps=eps, best=jnp.where(usable.any(), best, jnp.nan), relative=relative, most=thinned and most, **table
+    )
 
 
 def _walk(key: KeyArray, coupling: Blocked, t: Array, groups: Groups, draws: int) -> tuple[Array, Array]:

@@ -1,0 +1,78 @@
+"""At most so many samples of each treatment: criteria are averages, which need not see every sample."""
+
+import jax
+import jax.numpy as jnp
+
+from psa_jax.data.groups import Bucket, Groups
+from psa_jax.types import Array, Int, KeyArray, pytree
+
+MOST = 500
+
+
+@pytree
+class Thinned:
+    """A plan of some samples.
+
+    Attributes:
+        groups: of the samples kept, numbered anew.
+        rows: `[n']` which rows of before they are; the number of rows of before stands for none.
+        cols: `[m']` the same of columns.
+    """
+
+    groups: Groups
+    rows: Int[Array, " kept_rows"]
+    cols: Int[Array, " kept_cols"]
+
+    def of_a(self, x: Array) -> Array:
+        """What is said of all rows `[..., n, d]`, of those that are kept `[..., n', d]`; zeros for none."""
+        return _kept(x, self.rows)
+
+    def of_b(self, x: Array) -> Array:
+        """What is said of all columns `[..., m, d]`, of those that are kept."""
+        return _kept(x, self.cols)
+
+
+def thin(key: KeyArray, groups: Groups, most: int) -> Thinned | None:
+    """A random choice of at most `most` rows and columns of each treatment; None if there are no more anyway.
+
+    Composes with `jit`: the shapes of the plan decide. Treatments cut to one size share one bucket, so that there is
+    one program for all of them.
+
+    Args:
+        key: decides which.
+        groups: the plan.
+        most: static; at least 2.
+    """
+    if max((max(bucket.rows.shape[1], bucket.cols.shape[1]) for bucket in groups.buckets), default=0) <= most:
+        return None
+    n, m = groups.shape
+    keys = jax.random.split(key, 2 * len(groups.buckets))
+    chosen: dict[tuple[int, int], list[tuple[Array, Array, Array]]] = {}
+    for i, bucket in enumerate(groups.buckets):
+        rows, cols = _some(keys[2 * i], bucket.rows, n, most), _some(keys[2 * i + 1], bucket.cols, m, most)
+        chosen.setdefault((rows.shape[1], cols.shape[1]), []).append((rows, cols, bucket.treatment))
+    merged = [tuple(jnp.concatenate(parts) for parts in zip(*same, strict=True)) for same in chosen.values()]
+    rows, cols = (jnp.concatenate([bucket[side].ravel() for bucket in merged]) for side in (0, 1))
+    buckets, sizes, first = [], [jnp.zeros_like(groups.sizes_a), jnp.zeros_like(groups.sizes_b)], [0, 0]
+    for *ids, treatment in merged:
+        renamed = []
+        for side, (each, none, total) in enumerate(zip(ids, (n, m), (rows.size, cols.size), strict=True)):
+            real = each < none
+            places = first[side] + jnp.arange(each.size, dtype=each.dtype).reshape(each.shape)
+            renamed.append(jnp.where(real, places, total))
+            sizes[side] = sizes[side].at[treatment].add(real.sum(1).astype(sizes[side].dtype))
+            first[side] += each.size
+        buckets.append(Bucket(*renamed, treatment))
+    return Thinned(Groups(tuple(buckets), *sizes, (rows.size, cols.size)), rows, cols)
+
+
+def _some(key: KeyArray, ids: Array, none: int, most: int) -> Array:
+    """At most `most` of the ids of each block `[blocks, N]`, in random order, padding last."""
+    if ids.shape[1] <= most:
+        return ids
+    priority = jnp.where(ids < none, jax.random.uniform(key, ids.shape), 2)
+    return jnp.take_along_axis(ids, jnp.argsort(priority, axis=1)[:, :most], axis=1)
+
+
+def _kept(x: Array, ids: Array) -> Array:
+    return jnp.asarray(x).at[..., ids, :].get(mode="fill", fill_value=0)
