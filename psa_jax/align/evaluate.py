@@ -95,13 +95,15 @@ def evaluate(
     def rank(y_hat: Array, y: Array, candidates: Array | None) -> Array:
         """FOSCTTM of the queries, NaN for others, of predictions for the rows whose partner is known."""
         y = jnp.where(known[:, None], y[truth.pair], jnp.nan)
-        return nothing.at[paired].set(foscttm(y_hat, y, t=candidates, rows=paired).astype(nothing.dtype))
+        return nothing.at[paired].set(foscttm(y_hat, y, t=candidates, rows=jnp.asarray(paired)).astype(nothing.dtype))
 
     def levels(name: str, candidates: Array | None) -> tuple[Array, Array, Array]:
         ours, theirs = (rank(law[name], features[name], candidates) for law in (projected, blind))
         return ours, at_random, theirs
 
-    metrics = dict.fromkeys(("trace", "foscttm", "foscttm_all", "foscttm_sampled"), 3 * (nothing,))
+    metrics: dict[str, tuple[Array, Array, Array]] = {
+        name: (nothing, nothing, nothing) for name in ("trace", "foscttm", "foscttm_all", "foscttm_sampled")
+    }
     if paired.size:
         metrics["trace"] = trace(coupling, truth), chance, chance
         metrics |= {"foscttm": levels("foscttm", t), "foscttm_all": levels("foscttm", None)}

@@ -62,8 +62,8 @@ def thin(key: KeyArray, groups: Groups, most: int) -> Thinned | None:
             renamed.append(jnp.where(real, places, total))
             sizes[side] = sizes[side].at[treatment].add(real.sum(1).astype(sizes[side].dtype))
             first[side] += each.size
-        buckets.append(Bucket(*renamed, treatment))
-    return Thinned(Groups(tuple(buckets), *sizes, (rows.size, cols.size)), rows, cols)
+        buckets.append(Bucket(renamed[0], renamed[1], treatment))
+    return Thinned(Groups(tuple(buckets), sizes[0], sizes[1], (rows.size, cols.size)), rows, cols)
 
 
 def _some(key: KeyArray, ids: Array, none: int, most: int) -> Array:
