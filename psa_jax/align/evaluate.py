@@ -101,9 +101,9 @@ def evaluate(
         ours, theirs = (rank(law[name], features[name], candidates) for law in (projected, blind))
         return ours, at_random, theirs
 
-    metrics: dict[str, tuple[Array, Array, Array]] = {
-        name: (nothing, nothing, nothing) for name in ("trace", "foscttm", "foscttm_all", "foscttm_sampled")
-    }
+    metrics: dict[str, tuple[Array, Array, Array]] = dict.fromkeys(
+        ("trace", "foscttm", "foscttm_all", "foscttm_sampled"), (nothing, nothing, nothing)
+    )
     if paired.size:
         metrics["trace"] = trace(coupling, truth), chance, chance
         metrics |= {"foscttm": levels("foscttm", t), "foscttm_all": levels("foscttm", None)}
