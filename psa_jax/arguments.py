@@ -149,8 +149,9 @@ def numbers(name: str, value: Any) -> jax.Array:
 
 def _array(annotation: Any, name: str, value: Any) -> Any:
     dims = annotation.dim_str.split()
-    integers = isinstance(annotation.dtypes, list | tuple) and all("int" in str(kind) for kind in annotation.dtypes)
-    word = "integers" if integers else "numbers"
+    kinds = [str(kind) for kind in annotation.dtypes] if isinstance(annotation.dtypes, list | tuple) else ["any"]
+    integers, booleans = all("int" in kind for kind in kinds), all("bool" in kind for kind in kinds)
+    word = "integers" if integers else "booleans" if booleans else "numbers"
     shape = f"[{', '.join(dims)}]".replace("*", "...") if dims else "one number"
     expected = (
         f"{name}: expected {word} {shape}" if dims else f"{name}: expected {'one integer' if integers else shape}"
@@ -169,16 +170,25 @@ def _array(annotation: Any, name: str, value: Any) -> Any:
             array = np.asarray(array)
         except ValueError as error:
             raise ValueError(f"{expected}, got {_told(value)} ({error})") from None
+    if isinstance(array, np.ma.MaskedArray):
+        if missing := int(np.ma.getmaskarray(array).sum()):
+            raise ValueError(f"{expected}, got a masked array with {missing} missing: give {name}.filled(...)")
+        array = array.data
     kind = array.dtype
+    if isinstance(kind, np.dtype) and not kind.isnative:  # as files of other machines have it
+        array = np.asarray(array).astype(kind.newbyteorder("="))
+        kind = array.dtype
     if not (jnp.issubdtype(kind, jnp.number) or kind.name == "bool"):
         raise ValueError(f"{expected}, got {_told(value)} of {kind}")
-    if integers and not jnp.issubdtype(kind, jnp.integer):
+    if isinstance(array, jax.ShapeDtypeStruct):
+        raise ValueError(f"{expected}, got a shape without values: jax.eval_shape(function, ...) takes it")
+    if (integers and not jnp.issubdtype(kind, jnp.integer)) or (booleans and kind.name != "bool"):
         raise ValueError(f"{expected}, got {kind} {list(array.shape)}")
     fixed = [d for d in dims if not (d.startswith(("*", "...")) or d == "...")]
     rank = len(array.shape)
     if rank < len(fixed) or (len(fixed) == len(dims) and rank != len(fixed)):
         raise ValueError(f"{expected}, got shape {tuple(array.shape)}")
-    if isinstance(array, jax.Array | jax.ShapeDtypeStruct):
+    if isinstance(array, jax.Array):
         return array
     with jax.ensure_compile_time_eval():  # what is known stays known while something else is traced
         taken = jnp.asarray(array)
@@ -192,8 +202,8 @@ def _key(annotation: Any, name: str, value: Any) -> Any:
     if isinstance(value, int | np.integer) and not isinstance(value, bool):
         raise ValueError(f"{name}: expected a typed key, got the number {value}: give jax.random.key({value})")
     kind: Any = getattr(value, "dtype", None)
-    if kind is None or not jnp.issubdtype(kind, jax.dtypes.prng_key):
-        raw = kind is not None and kind == np.uint32
+    if not isinstance(value, jax.Array) or not jnp.issubdtype(kind, jax.dtypes.prng_key):
+        raw = isinstance(value, jax.Array | np.ndarray) and str(kind) == "uint32"
         hint = ": give jax.random.wrap_key_data of it" if raw else " (jax.random.key(0) makes one)"
         raise ValueError(f"{name}: expected a typed key, got {_told(value)}{hint}")
     if len(shape := np.shape(value)) != len(dims):
@@ -215,10 +225,12 @@ def _number(kind: type, name: str, value: Any) -> Any:
     wanted = "an integer" if kind is int else "a number"
     fits = isinstance(value, int | np.integer) or (kind is float and isinstance(value, float | np.floating))
     if kind is float and hasattr(value, "dtype") and not np.shape(value):
-        fits = jnp.issubdtype(jnp.result_type(value), jnp.number)
+        fits = jnp.issubdtype(np.asarray(value).dtype, jnp.number)
     if not fits or isinstance(value, bool):
         raise ValueError(f"{name}: expected {wanted}, got {_told(value)}")
-    return value
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise ValueError(f"{name}: expected {wanted} of at most 64 bits, got {value}")
+    return float(value) if kind is float and isinstance(value, int) and abs(value) >= 2**31 else value
 
 
 def _callable(name: str, value: Any) -> Any:
@@ -243,11 +255,13 @@ def _protocol(members: list[str], annotation: Any, name: str, value: Any) -> Any
 
 
 def _several(checks: list[Check | None], same: bool, name: str, value: Any) -> Any:
-    if isinstance(value, str | bytes) or hasattr(value, "iloc") or not hasattr(value, "__iter__"):
+    if isinstance(value, str | bytes | dict | set) or hasattr(value, "iloc") or not hasattr(value, "__iter__"):
         raise ValueError(f"{name}: expected several, in a list or tuple, got {_told(value)}")
     if hasattr(value, "shape") and len(value.shape) != 1:
         raise ValueError(f"{name}: expected several in a row, got shape {tuple(value.shape)}")
-    if isinstance(value, list | tuple | np.ndarray | jax.Array):
+    if not isinstance(value, list | tuple | np.ndarray | jax.Array):
+        value = list(value)  # an index, a range, a generator
+    if True:
         if not same and checks and len(value) != len(checks):
             raise ValueError(f"{name}: expected {len(checks)} entries, got {len(value)}")
         for place, entry in enumerate(value):

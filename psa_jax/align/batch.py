@@ -125,6 +125,10 @@ def group_batch(
             f"num_treatments, capacity: expected at least 1, capacity one number or (a, b), got {num_treatments}, "
             f"{capacity}"
         )
+    if num_treatments * max(limits) >= 2**31:
+        raise ValueError(
+            f"num_treatments, capacity: expected a product below 2^31, got {num_treatments} times {max(limits)}"
+        )
     (rows, sizes_a), (cols, sizes_b) = (
         _places(t, num_treatments, limit) for t, limit in zip((t_a, t_b), limits, strict=True)
     )
@@ -145,7 +149,9 @@ def ignore_nonfinite(x: Float[Array, "n ..."], t: Int[Array, " n"]) -> tuple[Flo
         >>> x.tolist(), t.tolist()
         ([[1.0], [0.0]], [3, -1])
     """
-    finite = jnp.isfinite(x).reshape(x.shape[0], -1).all(1)
+    if t.shape != x.shape[:1]:
+        raise ValueError(f"t: expected shape ({x.shape[0]},), one label for each sample of x, got {t.shape}")
+    finite = jnp.isfinite(x).all(tuple(range(1, x.ndim)))
     return jnp.where(finite.reshape(-1, *(1,) * (x.ndim - 1)), x, 0), jnp.where(finite, _signed(t), IGNORED)
 
 

@@ -235,6 +235,8 @@ def describe(side: Modality) -> str:
 
 def check_codes(name: str, t: Any, num_treatments: int) -> None:
     """Raises a `ValueError` if labels are known and one is not in `[0, num_treatments)`; traced ones are ignored."""
+    if num_treatments > np.iinfo(np.int32).max // 2:
+        raise ValueError(f"num_treatments: expected about as many as there are treatments, got {num_treatments}")
     if known(t) and t.size and not 0 <= int(t.min()) <= int(t.max()) < num_treatments:
         raise ValueError(f"{name}: expected codes in [0, {num_treatments}), got {t.min()} to {t.max()}")
 
@@ -247,7 +249,10 @@ def count_codes(t: Array, num_treatments: int) -> Array:
 
 def codes(name: str, t: Any, num_treatments: int) -> np.ndarray:
     """Treatment codes as a numpy array; a `ValueError` that says `name` if they are none. Host only."""
-    t = np.asarray(t)
+    try:
+        t = np.asarray(t)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name}: expected codes [n], got a {type(t).__name__} ({error})") from None
     if t.ndim != 1:
         raise ValueError(f"{name}: expected rank 1, [n], got shape {t.shape}")
     if not t.size:

@@ -1,5 +1,6 @@
 """Costs of matching one sample with one sample; any function of this form can stand in their place."""
 
+import math
 from typing import Any
 
 import jax
@@ -19,6 +20,7 @@ def squared_euclidean(x: Float[Array, " d"], y: Float[Array, " d"]) -> Float[Arr
         >>> float(squared_euclidean(jnp.zeros(2), jnp.array([3.0, 4.0])))
         25.0
     """
+    _check_points(x, y)
     difference = x - y
     return jnp.sum(difference * difference)
 
@@ -42,7 +44,13 @@ def cosine(x: Float[Array, " d"], y: Float[Array, " d"]) -> Float[Array, ""]:
         >>> float(cosine(jnp.array([1.0, 0.0]), jnp.array([0.0, 2.0])))
         1.0
     """
+    _check_points(x, y)
     return 1 - jnp.sum(direction(x[None]) * direction(y[None]))
+
+
+def _check_points(x: Array, y: Array) -> None:
+    if x.shape != y.shape:
+        raise ValueError(f"x, y: expected two points of one shape [d], got {x.shape} and {y.shape}")
 
 
 def pairwise(cost: Cost, u: Float[Array, "n ..."], v: Float[Array, "m ..."]) -> Float[Array, "n m"]:
@@ -53,7 +61,7 @@ def pairwise(cost: Cost, u: Float[Array, "n ..."], v: Float[Array, "m ..."]) -> 
     """
     if cost not in (euclidean, squared_euclidean, cosine):
         return jax.vmap(jax.vmap(cost, (None, 0)), (0, None))(u, v)
-    u, v = (x.reshape(x.shape[0], -1) for x in (u, v))
+    u, v = (x.reshape(x.shape[0], math.prod(x.shape[1:])) for x in (u, v))
     if cost is cosine:
         return 1 - _product(direction(u), direction(v))
     unit = _unit(u, v)  # squares of very small or large scores leave the range of the type

@@ -26,6 +26,7 @@ def plain_distances(x: Float[Array, "n p"], real: Bool[Array, " n"]) -> Float[Ar
         >>> plain_distances(jnp.array([[0.0], [1.0], [4.0]]), jnp.ones(3, bool))[0].round(2).tolist()
         [0.0, 0.25, 1.0]
     """
+    _check_real(x, real)
     return _normalised(pairwise(euclidean, x, x), real)
 
 
@@ -50,18 +51,26 @@ def geodesics(
         as the farthest that are joined, and report them. Not differentiable.
 
     Raises:
-        ValueError: `k` below 1 or not static.
+        ValueError: `k` below 1 or not static, `real` of another length than `x`.
 
     Example:
         >>> geodesics(jnp.arange(5.0)[:, None] ** 1.1, jnp.ones(5, bool), k=1)[0].tolist()
         [0.0, 0.25, 0.5, 0.75, 1.0]
     """
     check_k(k)
+    _check_real(x, real)
     costs = jax.lax.stop_gradient(pairwise(cost, x, x))
     # Single precision always: JAX runs callbacks in threads of its own, where `jax.enable_x64` may not hold.
     out = jax.ShapeDtypeStruct(costs.shape, jnp.float32)
     lengths = jax.pure_callback(functools.partial(_paths, k=k, hops=hops), out, costs, real, vmap_method="sequential")
     return _normalised(lengths.astype(costs.dtype), real)
+
+
+def _check_real(x: Array, real: Array) -> None:
+    if not x.shape[0]:
+        raise ValueError("x: expected at least one sample, got none")
+    if real.shape != x.shape[:1]:
+        raise ValueError(f"real: expected shape ({x.shape[0]},), one for each sample of x, got {real.shape}")
 
 
 def _normalised(d: Array, real: Array) -> Array:

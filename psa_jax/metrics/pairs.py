@@ -107,6 +107,8 @@ def label_transfer(
             raise ValueError(f"{name}: expected shape ({rows},), got {labels.shape}")
     if num_labels is None:
         num_labels = max(1, int(max(np.asarray(labels_a).max(), np.asarray(labels_b).max())) + 1)
+    if num_labels < 1:
+        raise ValueError(f"num_labels: expected at least 1, got {num_labels}")
     projected = project(coupling, jax.nn.one_hot(labels_b, num_labels))
     known = (labels_a >= 0) & (labels_a < num_labels)
     same = jnp.take_along_axis(projected, jnp.where(known, labels_a, 0)[:, None], axis=1)[:, 0]

@@ -19,6 +19,8 @@ class GaussianNoise:
 
     def __call__(self, key: KeyArray, x: Array, /) -> Array:
         """Adds noise to `[n, ...]`."""
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            raise ValueError(f"x: expected float features, got {x.dtype}: give x.astype('float32')")
         spread = _spread(x)
         noise = jax.random.normal(key, x.shape, x.dtype)
         return x + jnp.asarray(self.scale, x.dtype) * jnp.broadcast_to(spread, x.shape) * noise
@@ -27,7 +29,7 @@ class GaussianNoise:
 def _spread(x: Array) -> Array:
     """Standard deviations of features `[1, ...]`, whose squares and sums stay in the range of the type."""
     wide = x.astype(float_dtype(x))
-    top = jnp.abs(wide).max(axis=0, keepdims=True)
+    top = jnp.abs(wide).max(axis=0, keepdims=True, initial=0)
     top = jnp.where(top > 0, top, 1)
     return (top * jnp.std(wide / top, axis=0, keepdims=True)).astype(x.dtype)
 

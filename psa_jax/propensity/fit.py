@@ -285,7 +285,7 @@ def _check_samples(model: Model, x: Any, t: Any, where: str) -> tuple[Array, Arr
     if t.ndim != 1 or not jnp.issubdtype(t.dtype, jnp.integer):
         raise ValueError(f"{where}t: expected integer codes [n], got {t.dtype} {t.shape}")
     if t.size != x.shape[0]:
-        raise ValueError(f"{where}expected as many labels as samples, got {t.size} labels, {x.shape[0]} samples")
+        raise ValueError(f"{where}x, t: expected as many labels as samples, got {t.size} labels, {x.shape[0]} samples")
     k = num_outputs(model, x.shape[1:], x.dtype)
     if not isinstance(t, Tracer):
         bad = np.flatnonzero((np.asarray(t) < 0) | (np.asarray(t) >= k))

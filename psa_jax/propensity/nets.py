@@ -129,6 +129,8 @@ class Standardize(nn.Module):
         """Standardises `[n, ..., d]`."""
         mean = self.variable("constants", "mean", lambda: _moments(x)[0])
         scale = self.variable("constants", "scale", lambda: _moments(x)[1])
+        if mean.value.size != x.shape[-1]:
+            raise ValueError(f"x: expected {mean.value.size} features, as in training, got shape {tuple(x.shape)}")
         shape = (1,) * (x.ndim - 1) + (-1,)
         return (x - mean.value.reshape(shape)) / scale.value.reshape(shape)
 
