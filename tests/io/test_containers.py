@@ -206,7 +206,7 @@ def test_so_are_those_of_modalities(kind, layer):
     adata = mdata.mod["ADT"]
     mdata.mod["GEX"].layers["it"] = mdata.mod["GEX"].X
     if layer is None:
-        adata._X = change(np.asarray(adata.X))
+        mdata.mod["ADT"] = anndata.AnnData(change(np.asarray(adata.X)), obs=adata.obs, var=adata.var)
     else:
         adata.layers["it"] = change(np.asarray(adata.X))
     place = "X" if layer is None else r"layers\['it'\]"
