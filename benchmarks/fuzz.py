@@ -1,4 +1,4 @@
-"""What the library makes of random input: `python -m benchmarks.fuzz bytes`, `arguments`, `gradients` with a `--count`.
+"""What the library makes of random input: `python -m benchmarks.fuzz bytes`, `arguments`, `labels`, `gradients`.
 
 `bytes` prints how many broken files were tried, how many of them gave a clean error (one that names what is wrong), how
 many were taken for what they are, and how many ESCAPED, with examples; `gradients` how many are not finite, and how far
@@ -17,6 +17,7 @@ import numpy as np
 
 from benchmarks import archives, gradients
 from benchmarks.arguments import arguments
+from benchmarks.labels import labels
 
 
 def files(count=1200, seed=0, kinds=("tree", "coupling", "alignment"), every=1):
@@ -80,6 +81,10 @@ def main():
     command.add_argument("--count", type=int, default=6000)
     command.add_argument("--seed", type=int, default=0)
     command.add_argument("--examples", type=int, default=12)
+    command = commands.add_parser("labels", help="the same labels, stored differently")
+    command.add_argument("--count", type=int, default=20000)
+    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--examples", type=int, default=12)
     command = commands.add_parser("gradients", help="sharp problems in float32, beside float64")
     command.add_argument("--count", type=int, default=5000)
     command.add_argument("--seed", type=int, default=0)
@@ -88,6 +93,8 @@ def main():
         print(told("bytes", files(args.count, args.seed), args.examples))
     elif args.command == "arguments":
         print(told("arguments", arguments(args.count, args.seed), args.examples))
+    elif args.command == "labels":
+        print(told("labels", labels(args.count, args.seed), args.examples))
     else:
         print(gradients.told(gradients.gradients(args.count, args.seed)))
 

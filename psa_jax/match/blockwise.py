@@ -12,6 +12,7 @@ from psa_jax.arguments import checked
 from psa_jax.coupling.blocked import Block, Blocked
 from psa_jax.coupling.coupling import Coupling, Info, masked, without
 from psa_jax.data.groups import Bucket, Groups
+from psa_jax.match.same import same
 from psa_jax.types import Array, PyTree, float_dtype, take
 
 PAIRS_AT_ONCE = 2**31
@@ -164,10 +165,10 @@ def split_settings(matcher: Callable[..., Coupling]) -> jax.tree_util.Partial:
     if isinstance(matcher, jax.tree_util.Partial):
         return matcher
     if not isinstance(matcher, functools.partial):
-        return jax.tree_util.Partial(matcher)
-    settings = {name: value for name, value in matcher.keywords.items() if _is_static(value)}
+        return jax.tree_util.Partial(same(matcher))
+    settings = {name: same(value) for name, value in matcher.keywords.items() if _is_static(value)}
     traced = {name: value for name, value in matcher.keywords.items() if name not in settings}
-    return jax.tree_util.Partial(_Bound(matcher.func, matcher.args, tuple(sorted(settings.items()))), **traced)
+    return jax.tree_util.Partial(_Bound(same(matcher.func), matcher.args, tuple(sorted(settings.items()))), **traced)
 
 
 def _is_static(value: Any) -> bool:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import psa_jax as psa
+from benchmarks import labels as fuzz
 from psa_jax.data.labels import differing, encode, listed
 
 pd = pytest.importorskip("pandas")
@@ -139,3 +140,11 @@ def test_treatments_are_named_in_warnings_and_reports():
     assert [row["treatment"] for row in report.rows()] == list(data.names)
     assert "treatments drug 2: only one modality has them, they were not matched" in report.warnings
     assert "drug 10" in str(report)
+
+
+@pytest.mark.parametrize("count", [400, pytest.param(20000, marks=pytest.mark.slow)])
+def test_random_labels_are_the_same_whatever_holds_them(count):
+    found = fuzz.labels(count, seed=1)
+    assert not found["escaped"]
+    assert found["unchanged"] > 0.6 * count
+    assert found["clean"] > 0.15 * count
