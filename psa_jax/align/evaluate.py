@@ -169,8 +169,8 @@ def _summary(values: Array, chance: Array, class_mean: Array, data: Unpaired) ->
     }
 
 
-def _calibration(calibration: Calibration) -> dict[str, Any]:
-    return {name: _plain(value) for name, value in vars(calibration).items()}
+def _calibration(calibration: Calibration | None) -> dict[str, Any] | None:
+    return None if calibration is None else {name: _plain(value) for name, value in vars(calibration).items()}
 
 
 def _plain(value: Any) -> Any:

@@ -14,6 +14,7 @@ from psa_jax.coupling.coupling import Coupling, Masked, log_row_mass
 from psa_jax.coupling.shrink import Shrunk, mix
 from psa_jax.data.samples import codes
 from psa_jax.match.entropic import Gibbs
+from psa_jax.match.eot import MAX_ROUNDING
 from psa_jax.types import Array, Float, take
 
 
@@ -34,7 +35,8 @@ def extend(coupling: Blocked, u: Float[Array, "k d"], t: Any) -> Blocked:
 
     Returns:
         A coupling of shape `(k, m)`. New rows whose treatment was not matched, or whose scores are not finite, have no
-        partner and are counted in `unmatched_rows`. `info` is that of the coupling. Differentiable in `u` and in the
+        partner and are counted in `unmatched_rows`; so are those so far away that rounding of their costs hides which
+        columns are nearer, and `info`, else that of the coupling, calls their treatments not converged. Differentiable in `u` and in the
         coupling; under `jit` close over the coupling and `t`, whose treatments decide shapes.
 
     Raises:
@@ -97,9 +99,13 @@ def _extend(coupling: Blocked, u: Array, t: Array, ids: tuple[Array, ...], reach
         for block, rows in zip(coupling.blocks, ids, strict=True)
     )
     reached = jnp.where(counts > 0, reachable, 0).sum()
-    return Blocked(
-        blocks, coupling.info, (~matched).sum(dtype=jnp.int32), coupling.shape[1] - reached, (k, coupling.shape[1])
-    )
+    shape = k, coupling.shape[1]
+    law = Blocked(blocks, coupling.info, (~matched).sum(dtype=jnp.int32), shape[1] - reached, shape)
+    gone = matched & ~(law.row_marginal() > 0)
+    lost = jnp.zeros(reachable.shape, jnp.int32).at[t].add(gone.astype(jnp.int32))
+    details = {**law.info.details, "lost": law.info.details.get("lost", jnp.zeros_like(lost)) + lost}
+    info = dataclasses.replace(law.info, converged=law.info.converged & (lost == 0), details=details)
+    return dataclasses.replace(law, info=info, unmatched_rows=law.unmatched_rows + gone.sum(dtype=jnp.int32))
 
 
 def _rows(coupling: Coupling, u: Array, real: Array) -> Coupling:
@@ -114,7 +120,10 @@ def _rows(coupling: Coupling, u: Array, real: Array) -> Coupling:
     log_mass = log_row_mass(free)
     some = log_mass != -jnp.inf
     log_a = -jnp.log(jnp.maximum(real.sum(), 1).astype(eps.dtype))
-    return _with_rows(coupling, u, eps * jnp.where(some, log_a - jnp.where(some, log_mass, 0), 0), real)
+    f = eps * jnp.where(some, log_a - jnp.where(some, log_mass, 0), 0)
+    # Of a sample so far away that rounding of its costs is as large as eps, neither partners nor mass are known.
+    rounding = jnp.abs(log_row_mass(_with_rows(coupling, u, f, real)) - log_a)
+    return _with_rows(coupling, u, f, real & some & (rounding < MAX_ROUNDING))
 
 
 def _with_rows(coupling: Coupling, u: Array, f: Array, real: Array) -> Coupling:

@@ -78,6 +78,24 @@ def test_far_away_samples_have_partners_and_finite_gradients():
     assert float(value) > 0
 
 
+@pytest.mark.parametrize("cost", [psa.euclidean, psa.squared_euclidean, psa.cosine])
+@pytest.mark.parametrize("size", [1e10, 1e25, 3e38])
+def test_samples_too_far_away_for_any_number_are_counted(cost, size):
+    coupling, u, _, y, t_a, _ = solved(jnp.float32, functools.partial(psa.sinkhorn, cost=cost))
+    row = int(np.flatnonzero(t_a == 4)[0])
+    found = psa.extend(coupling, u.at[row].set(size), t_a)
+    before = psa.extend(coupling, u, t_a)
+    partner = bool(found.row_marginal()[row] > 0)
+    assert np.isfinite(found.apply(y)).all()
+    assert int(found.unmatched_rows) == int(before.unmatched_rows) + (not partner)
+    assert bool(found.info.converged[4]) == partner
+    assert found.info.details["lost"].tolist() == [int(t == 4 and not partner) for t in range(8)]
+    if partner:
+        np.testing.assert_allclose(found.dense()[row].sum(), before.dense()[row].sum(), rtol=1e-3)
+    elsewhere = np.asarray(t_a) != 4
+    np.testing.assert_allclose(found.apply(y)[elsewhere], before.apply(y)[elsewhere], rtol=1e-5, atol=1e-6)
+
+
 def test_it_may_be_compiled_with_the_coupling_closed_over():
     coupling, u, _, y, t_a, _ = solved(jnp.float32, psa.sinkhorn)
     wanted = psa.extend(coupling, u, t_a).apply(y)
