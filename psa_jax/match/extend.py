@@ -36,8 +36,8 @@ def extend(coupling: Blocked, u: Float[Array, "k d"], t: Any) -> Blocked:
     Returns:
         A coupling of shape `(k, m)`. New rows whose treatment was not matched, or whose scores are not finite, have no
         partner and are counted in `unmatched_rows`; so are those so far away that rounding of their costs hides which
-        columns are nearer, and `info`, else that of the coupling, calls their treatments not converged. Differentiable in `u` and in the
-        coupling; under `jit` close over the coupling and `t`, whose treatments decide shapes.
+        columns are nearer, and `info`, else that of the coupling, calls their treatments not converged. Differentiable
+        in `u` and in the coupling; under `jit` close over the coupling and `t`, whose treatments decide shapes.
 
     Raises:
         ValueError: a coupling that is not a blocked one of `sinkhorn` (it has no potentials), or a traced one, scores
