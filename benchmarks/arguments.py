@@ -93,6 +93,7 @@ def calls():
         "gaussian_kl_divergence": sides | {"ridge": 0.1},
         "gaussian_noise": {"scale": 0.1},
         "geodesics": {"x": X, "real": W > 0, "k": 2, "hops": True, "cost": psa.euclidean},
+        "gradient_residual": {"key": KEY, "coupling": coupling},
         "gromov_wasserstein": sides | {"distances": psa.plain_distances, "rank": None, **loop},
         "group": {"t_a": np.asarray(T), "t_b": np.asarray(T), "num_treatments": K, "max_waste": 1.5, "max_buckets": 2},
         "group_batch": {"t_a": T, "t_b": T, "num_treatments": K, "capacity": 4},

@@ -13,6 +13,7 @@ from psa_jax.match.extend import extend
 from psa_jax.match.gw import fused_gromov_wasserstein, gromov_wasserstein
 from psa_jax.match.low_rank import low_rank_sinkhorn
 from psa_jax.match.nearest import nearest
+from psa_jax.match.residual import gradient_residual
 from psa_jax.match.snn import snn
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "extend",
     "fused_gromov_wasserstein",
     "geodesics",
+    "gradient_residual",
     "gromov_wasserstein",
     "independent",
     "known_pairs",

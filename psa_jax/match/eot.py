@@ -78,7 +78,8 @@ def sinkhorn(
         counts), `rounds` (absorptions), `newton_steps`, and which path ran: `absorbed`, `tiled`. `info.converged` is
         False, never an exception, if `tol` was not reached, if a sample is lost, or if eps is so small that `rounding`
         exceeds 0.1 (enable x64 then). Differentiable in `u`, `v`, `a`, `b` and `eps`, in forward and reverse mode and
-        to any order (`jax.hessian`); with tiles, memory is O(n + m) for the first order only.
+        to any order (`jax.hessian`); with tiles, memory is O(n + m) for the first order only. Of sharp plans rounding
+        hides a part of the gradient: `gradient_residual` measures it.
 
     Raises:
         ValueError: ranks and lengths that do not fit; eps, tau, tol or max_iters out of range if they are known when
