@@ -125,6 +125,14 @@ def align(
     drop_unlabelled: Annotated[
         bool, typer.Option("--drop-unlabelled", help="Leave cells without a treatment out (they are counted).")
     ] = False,
+    pairs: Annotated[
+        bool | None,
+        typer.Option(
+            "--pairs/--no-pairs",
+            help="Of a MuData: whether cells of the same name are one cell. Default: they are, noted where all names "
+            "are plain numbers.",
+        ),
+    ] = None,
     force: Force = False,
     debug: Debug = False,
 ) -> None:
@@ -148,6 +156,7 @@ def align(
             folds=folds,
             num_components=num_components,
             drop_unlabelled=drop_unlabelled,
+            pairs=pairs,
         )
 
     run(job, output, force)

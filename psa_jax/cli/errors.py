@@ -25,6 +25,8 @@ PHRASES = (  # of the library, about what the command line says otherwise or doe
     (rf"(?<![\w-])({OPTIONS})(?==)|(?<![\w-])(num_components|drop_unlabelled)\b", r"--\1\2"),
     (r"--drop_unlabelled(=True)?", "--drop-unlabelled"),
     (r"--num_components", "--num-components"),
+    (r"\bpairs=False\b", "--no-pairs"),
+    (r"\bpairs=True\b", "--pairs"),
 )
 
 

@@ -96,13 +96,17 @@ def cells(
     folds: int,
     num_components: int,
     drop_unlabelled: bool,
+    pairs: bool | None,
 ) -> None:
     """Aligns two modalities of a file of single cells."""
     key_shuffle, key_align, key_rest = jax.random.split(jax.random.key(seed), 3)
     with show.stage("data", f"read {file.name}"), show.noting(), warnings.catch_warnings():
         for category in (DeprecationWarning, FutureWarning):  # of packages that read, about each other
             warnings.simplefilter("ignore", category)
-        read = io.from_anndata if _check_suffix(file) == ".h5ad" else io.from_mudata
+        single = _check_suffix(file) == ".h5ad"
+        if single and pairs is not None:
+            raise ValueError("--pairs, --no-pairs: for an .h5mu file only; the cells of an .h5ad have both modalities")
+        read = io.from_anndata if single else functools.partial(io.from_mudata, pairs=pairs)
         loaded = read(
             _open(file),
             treatment=treatment,
@@ -113,7 +117,7 @@ def cells(
         )
         loaded = io.shuffle(key_shuffle, loaded)
     data = loaded.data
-    pairs = int((np.asarray(loaded.truth.pair) >= 0).sum())
+    known = int((np.asarray(loaded.truth.pair) >= 0).sum())
     for side, name, n, features, x, dropped in zip(
         "ab",
         loaded.modalities,
@@ -126,9 +130,9 @@ def cells(
         reduced = f", reduced to {x.shape[1]} principal components" if x.shape[1] < features else ""
         left_out = f"; {dropped} more have no {treatment} and are left out" if dropped else ""
         show.say(f"  {side} is {name}: {n} cells, {features} features{reduced}{left_out}")
-    if pairs:
+    if known:
         show.say(
-            f"  {pairs} cells are in both modalities. They are aligned as if that were unknown (in random order);\n"
+            f"  {known} cells are in both modalities. They are aligned as if that were unknown (in random order);\n"
             "  who is who is used only to measure the result."
         )
     learner = Learner(training=Training(epochs=epochs), members=members, folds=folds)
@@ -140,7 +144,7 @@ def cells(
     label = MATCHERS[matcher_name]
     with show.stage("evaluation", "evaluation"):
         reports = {label: evaluate(key_rest, alignment, loaded.truth, data)}
-        if pairs:
+        if known:
             reports["true pairs"] = judge(
                 key_rest, alignment, known_pairs(loaded.truth.pair, len(loaded.cells_b)), loaded.truth, data
             )
@@ -154,7 +158,7 @@ def cells(
     common |= _epochs(alignment)
     show.table(lambda width: treatments_table(report["treatments"], loaded.modalities, width))
     show.say(status_line(states))
-    if pairs:
+    if known:
         show.table(lambda width: metrics_table(metric_rows(reports, label), width))
         show.say(verdict(reports[label], label))
     show.print_notes()
@@ -162,8 +166,8 @@ def cells(
         folder,
         {
             "command": "align",
-            "settings": common | {"seed": seed, "drop_unlabelled": drop_unlabelled},
-            "cells": {"a": len(loaded.cells_a), "b": len(loaded.cells_b), "known_pairs": pairs},
+            "settings": common | {"seed": seed, "drop_unlabelled": drop_unlabelled, "pairs": pairs},
+            "cells": {"a": len(loaded.cells_a), "b": len(loaded.cells_b), "known_pairs": known},
             "features": loaded.num_features,
             "unlabelled": loaded.unlabelled,
             **report,

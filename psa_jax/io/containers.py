@@ -119,7 +119,7 @@ def note_numbers(cells: np.ndarray) -> None:
     if len(cells) and all(str(cell).isdecimal() for cell in cells):
         warnings.warn(
             f"{len(cells)} cells are taken for pairs because of names that are plain numbers ({some(cells)}), as rows "
-            "have them where cells have no names: give pairs=False if they are different cells, True if they are not",
+            "have them where cells have no names: give pairs=False if they are different cells, pairs=True if not",
             AlignmentWarning,
             stacklevel=4,
         )

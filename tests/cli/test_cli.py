@@ -156,6 +156,16 @@ def test_align_mudata_without_pairs(h5mu, tmp_path):
     assert report["notes"][0].startswith("only one modality has treatments w")
     assert report["cells"]["known_pairs"] == 0
     assert not (out / "trace_by_treatment.png").exists()
+    again = mudata.read_h5mu(h5mu)
+    for adata in again.mod.values():
+        adata.obs_names = [f"{i}" for i in range(adata.n_obs)]
+    again = mudata.MuData(dict(again.mod))
+    again.write(tmp_path / "again.h5mu")
+    result = call(
+        "align", tmp_path / "again.h5mu", "--treatment", "drug", *TINY, "--output", out, "--force", "--no-pairs"
+    )
+    assert result.exit_code == 0, result.output + result.stderr
+    assert strict(out / "report.json")["cells"]["known_pairs"] == 0
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,12 @@ pytestmark = [  # of pandas, anndata and mudata, about each other and about the 
 
 NO_OPTIONS = re.compile(r"`|\b(num_components|drop_unlabelled)\b|(?<!-)\b(layer|folds|treatment|modalities|members|k)=")
 
-OPTIONS = {name for command in typer.main.get_command(app).commands.values() for p in command.params for name in p.opts}
+OPTIONS = {
+    name
+    for command in typer.main.get_command(app).commands.values()
+    for p in command.params
+    for name in [*p.opts, *p.secondary_opts]
+}
 
 
 def call(*arguments):
@@ -64,6 +69,14 @@ def paired(labels_a, labels_b):
         obs = pd.DataFrame({"drug": labels}, index=[f"{name}{i}" for i in range(len(labels))])
         sides[name] = anndata.AnnData(x, obs, pd.DataFrame(index=[f"{name}_f{i}" for i in range(3)]))
     return mudata.MuData(sides)
+
+
+def contradicting():
+    """A MuData of other cells of the same names."""
+    mdata = paired(["x", "y"] * 9, ["y", "x"] * 9)
+    for adata in mdata.mod.values():
+        adata.obs_names = [f"{i}" for i in range(18)]
+    return mudata.MuData(dict(mdata.mod))
 
 
 def written(folder, content):
@@ -126,6 +139,8 @@ FILES = {
     ),
     "one treatment": (lambda folder: cells(dose="high"), ["--treatment", "dose"], "at least two treatments"),
     "no shared treatment": (lambda folder: paired(["x", "y"] * 9, ["z", "w"] * 9), [], "both modalities have"),
+    "pairs of two treatments": (lambda folder: contradicting(), [], "give --no-pairs, or names of their own"),
+    "pairs of an .h5ad": (lambda folder: cells(), ["--no-pairs"], "--pairs, --no-pairs: for an .h5mu file only"),
     "few cells": (lambda folder: cells(4), ["--folds", "5"], "--folds: expected at least 3 and at most"),
     "no X": (lambda folder: without_x(), [], "--layer"),
     "no such layer": (lambda folder: without_x(), ["--layer", "raw"], "--layer: expected one of [counts]"),
@@ -262,6 +277,7 @@ def test_output_that_cannot_be_written_is_one_line(number, step, tmp_path, monke
         ("none (`layer` names another)", "none (--layer names another)"),
         ("(drop_unlabelled leaves them out)", "(--drop-unlabelled leaves them out)"),
         ("give drop_unlabelled=True or treatment='drug'", "give --drop-unlabelled or --treatment='drug'"),
+        ("give pairs=False, or pairs=True if not", "give --no-pairs, or --pairs if not"),
         ("modality b: x: expected finite features", "modality b: features: expected finite features"),
         ("the only treatment: x, of layers and seeds", "the only treatment: x, of layers and seeds"),
     ],
