@@ -13,8 +13,8 @@ NAMES = (types.ModuleType, types.BuiltinFunctionType, types.FunctionType, type)
 LIBRARIES = ("builtins", "functools", "jax", "jaxlib", "math", "numpy", "operator", "ott", "psa_jax")
 
 
-def same(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, equal to every other of the same code that sees the same values.
+def same(function: Any) -> Any:
+    """The function, equal to every other of the same code that sees the same values; other settings as they are.
 
     A lambda in a loop is a new function each time. Programs are kept by function, so that each would be compiled, and
     kept, anew. Compared are the code and all that it sees from outside (what it closes over, globals, defaults), which
