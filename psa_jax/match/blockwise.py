@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -12,10 +13,10 @@ from psa_jax.arguments import checked
 from psa_jax.coupling.blocked import Block, Blocked
 from psa_jax.coupling.coupling import Coupling, Info, masked, without
 from psa_jax.data.groups import Bucket, Groups
-from psa_jax.match.same import same
 from psa_jax.types import Array, PyTree, float_dtype, take
 
 PAIRS_AT_ONCE = 2**31
+LAMBDAS = 8
 
 
 @checked
@@ -59,13 +60,29 @@ def blockwise(matcher: Callable[..., Any], *, chunk: int | None = None) -> Calla
                 if leaf.ndim < 1 or leaf.shape[0] != rows:
                     raise ValueError(f"{name}: expected {rows} rows, as in groups, got shape {leaf.shape}")
         u, v = (jax.tree.map(jnp.asarray, scores) for scores in (u, v))
-        return _match(traced, u, v, groups, chunk)
+        return _program(traced)(traced, u, v, groups, chunk)
 
     return match
 
 
-@functools.partial(jax.jit, static_argnames="chunk")
-def _match(matcher: Callable[..., Any], u: PyTree, v: PyTree, groups: Groups, chunk: int | None) -> Any:
+def _program(matcher: jax.tree_util.Partial) -> Callable[..., Any]:
+    """What compiles `_matched`: for all functions of modules the same, whose programs stay.
+
+    A lambda in a loop is another function each time, and programs are kept by function: those of functions within
+    functions are forgotten after a few others.
+    """
+    function = matcher.func.function if isinstance(matcher.func, _Bound) else matcher.func
+    if isinstance(function, types.FunctionType) and "<" in function.__qualname__:
+        return _forgotten(jax.tree.structure(matcher))
+    return _match
+
+
+@functools.lru_cache(maxsize=LAMBDAS)
+def _forgotten(structure: Any) -> Callable[..., Any]:
+    return jax.jit(functools.partial(_matched), static_argnames="chunk")
+
+
+def _matched(matcher: Callable[..., Any], u: PyTree, v: PyTree, groups: Groups, chunk: int | None) -> Any:
     n, m = groups.shape
     u, v = jax.tree.map(lambda scores: jnp.concatenate([scores, jnp.zeros_like(scores[:1])]), (u, v))
     dtype = float_dtype(*jax.tree.leaves((u, v)))
@@ -114,6 +131,9 @@ def _match(matcher: Callable[..., Any], u: PyTree, v: PyTree, groups: Groups, ch
     return joined(solved)
 
 
+_match = jax.jit(_matched, static_argnames="chunk")
+
+
 def _lanes(bucket: Bucket, chunk: int | None) -> int | None:
     if chunk is not None and chunk < 1:
         raise ValueError(f"chunk: expected at least 1, got {chunk}")
@@ -155,6 +175,7 @@ class _Bound:
     function: Callable
     args: tuple
     settings: tuple[tuple[str, Any], ...]
+    told: str  # True is not 1, nor is 1.0, and -0.0 is not 0.0
 
     def __call__(self, *args: Any, **traced: Any) -> Any:
         return self.function(*self.args, *args, **dict(self.settings), **traced)
@@ -165,10 +186,12 @@ def split_settings(matcher: Callable[..., Coupling]) -> jax.tree_util.Partial:
     if isinstance(matcher, jax.tree_util.Partial):
         return matcher
     if not isinstance(matcher, functools.partial):
-        return jax.tree_util.Partial(same(matcher))
-    settings = {name: same(value) for name, value in matcher.keywords.items() if _is_static(value)}
+        return jax.tree_util.Partial(matcher)
+    settings = {name: value for name, value in matcher.keywords.items() if _is_static(value)}
     traced = {name: value for name, value in matcher.keywords.items() if name not in settings}
-    return jax.tree_util.Partial(_Bound(same(matcher.func), matcher.args, tuple(sorted(settings.items()))), **traced)
+    static = tuple(sorted(settings.items()))
+    bound = _Bound(matcher.func, matcher.args, static, repr((matcher.args, static)))
+    return jax.tree_util.Partial(bound, **traced)
 
 
 def _is_static(value: Any) -> bool:

@@ -86,26 +86,29 @@ def _extend(coupling: Blocked, u: Array, t: Array, ids: tuple[Array, ...], reach
     finite = jnp.isfinite(u).all(1)
     padded = jnp.concatenate([jnp.where(finite[:, None], u, 0), jnp.zeros_like(u[:1])])
     real = jnp.append(finite, False)
-    matched = real[:-1] & (reachable[t] > 0)
-    counts = jnp.zeros(reachable.shape, jnp.int32).at[t].add(matched.astype(jnp.int32))
-    share = counts.astype(dtype := coupling.blocks[0].weight.dtype) / jnp.maximum(matched.sum(), 1).astype(dtype)
+    asked = real[:-1] & (reachable[t] > 0)
 
     def one(args: Any) -> Coupling:
         block, rows = args
         return _rows(block, take(padded, rows), real[rows])
 
+    number = jnp.zeros(reachable.shape, jnp.int32)
+    found = [jax.lax.map(one, (block.coupling, rows)) for block, rows in zip(coupling.blocks, ids, strict=True)]
+    matched = jnp.zeros(k + 1, bool)
+    for law, rows in zip(found, ids, strict=True):
+        matched = matched.at[rows].set(jax.lax.map(lambda one: one.row_marginal() > 0, law))
+    matched = matched[:-1] & asked
+    counts = number.at[t].add(matched.astype(jnp.int32))
+    lost = number.at[t].add((asked & ~matched).astype(jnp.int32))
+    share = counts.astype(dtype := coupling.blocks[0].weight.dtype) / jnp.maximum(matched.sum(), 1).astype(dtype)
     blocks = tuple(
-        Block(jax.lax.map(one, (block.coupling, rows)), rows, block.cols, share[block.treatment], block.treatment)
-        for block, rows in zip(coupling.blocks, ids, strict=True)
+        Block(law, rows, block.cols, share[block.treatment], block.treatment)
+        for block, law, rows in zip(coupling.blocks, found, ids, strict=True)
     )
+    details = {**coupling.info.details, "lost": coupling.info.details.get("lost", number) + lost}
+    info = dataclasses.replace(coupling.info, converged=coupling.info.converged & (lost == 0), details=details)
     reached = jnp.where(counts > 0, reachable, 0).sum()
-    shape = k, coupling.shape[1]
-    law = Blocked(blocks, coupling.info, (~matched).sum(dtype=jnp.int32), shape[1] - reached, shape)
-    gone = matched & ~(law.row_marginal() > 0)
-    lost = jnp.zeros(reachable.shape, jnp.int32).at[t].add(gone.astype(jnp.int32))
-    details = {**law.info.details, "lost": law.info.details.get("lost", jnp.zeros_like(lost)) + lost}
-    info = dataclasses.replace(law.info, converged=law.info.converged & (lost == 0), details=details)
-    return dataclasses.replace(law, info=info, unmatched_rows=law.unmatched_rows + gone.sum(dtype=jnp.int32))
+    return Blocked(blocks, info, (~matched).sum(dtype=jnp.int32), coupling.shape[1] - reached, (k, coupling.shape[1]))
 
 
 def _rows(coupling: Coupling, u: Array, real: Array) -> Coupling:

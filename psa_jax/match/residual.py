@@ -12,6 +12,7 @@ from psa_jax.match.entropic import Gibbs
 from psa_jax.types import Array, Float, KeyArray
 
 TILE = 1024
+ROUNDING = 4.0  # what is asked is zero below so many rounding errors of its terms
 
 
 @checked
@@ -30,7 +31,8 @@ def gradient_residual(key: KeyArray, coupling: Coupling | Blocked) -> Float[Arra
     Returns:
         `[]`, or `[num_treatments]` of a blocked coupling (0 where nothing was matched): the norm of what is left over
         that of what was asked, both in the units of the system's diagonal. Below 1e-3 in single precision the gradient
-        is that of the plan; near 1 the plan is a permutation to rounding, and its gradient, zero, says nothing.
+        is that of the plan; near 1 what is asked of it is hidden by rounding. 0 where nothing is asked, as of one
+        sample or of a permutation, whose gradient is zero; inf for a plan that is not finite.
 
     Raises:
         ValueError: a coupling that is not of `sinkhorn`, or is shrunk (ask of what was shrunk).
@@ -88,5 +90,7 @@ def _residual(key: KeyArray, coupling: Coupling) -> Array:
     solution = solve_hessian(absorbed, problem, (1.0, 1.0), f, g, jnp.zeros_like(a), aim)
     left = back(solution[0]) + cols * solution[1] - aim
     scale = jnp.where(cols > 0, jax.lax.rsqrt(jnp.where(cols > 0, cols, 1)), 0)
-    asked = jnp.linalg.norm(scale * aim)
-    return jnp.where(asked > 0, jnp.linalg.norm(scale * left) / jnp.where(asked > 0, asked, 1), 0)
+    asked, missed = jnp.linalg.norm(scale * aim), jnp.linalg.norm(scale * left)
+    size = jnp.linalg.norm(scale * (jnp.abs(back(share) * y) + jnp.abs(back(share * projected))))
+    nothing = asked <= ROUNDING * float(jnp.finfo(eps.dtype).eps) * size
+    return jnp.where(nothing, 0, jnp.where(asked > 0, missed / jnp.where(asked > 0, asked, 1), jnp.inf))

@@ -1,4 +1,5 @@
 import functools
+import gc
 
 import chex
 import jax
@@ -175,3 +176,49 @@ def test_scores_that_are_not_finite_are_reported(name):
     matcher = functools.partial(psa.sinkhorn, eps=0.3) if name == "sinkhorn" else MATCHERS[name]
     info = psa.blockwise(matcher)(u.at[broken, 0].set(jnp.nan), v, groups).info
     assert np.flatnonzero(info.converged).tolist() == [t for t in MATCHED if t != 3]
+
+
+@pytest.mark.parametrize(("first", "second"), [(1, True), (1, 1.0), (0.0, -0.0), ((1,), (1.0,))])
+def test_settings_that_only_look_equal_are_told_apart(first, second):
+    u, v, *_, groups = ragged()
+    seen = []
+
+    def note(u, v, a, b, *, setting):
+        seen.append(setting)
+        return class_mean(u, v, a, b)
+
+    for setting in (first, second):
+        psa.blockwise(functools.partial(note, setting=setting))(u, v, groups)
+    assert {repr(setting) for setting in seen} == {repr(first), repr(second)}
+
+
+def test_a_lambda_is_what_it_says_each_time():
+    u, v, y, *_, groups = ragged()
+    eps = 0.1
+    late = [psa.blockwise(lambda u, v, a, b: psa.sinkhorn(u, v, a, b, eps=eps)) for _ in range(2)]
+    for eps in (0.1, 0.5):
+        fresh = psa.blockwise(lambda u, v, a, b: psa.sinkhorn(u, v, a, b, eps=eps))  # noqa: B023
+        expected = psa.blockwise(functools.partial(psa.sinkhorn, eps=eps))(u, v, groups).apply(y)
+        np.testing.assert_allclose(fresh(u, v, groups).apply(y), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(late[0](u, v, groups).apply(y), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_many_lambdas_leave_memory_maps_level():
+    u, v, y, *_, groups = ragged()
+
+    def call():
+        law = psa.blockwise(lambda u, v, a, b: psa.sinkhorn(u, v, a, b, max_iters=20))(u, v, groups)
+        law.apply(y), law.T.apply(u), law.sample(jax.random.key(0)), law.top_k(2), law.row_marginal()
+
+    def maps():
+        gc.collect()
+        with open("/proc/self/maps") as file:
+            return sum(1 for _ in file)
+
+    for _ in range(20):
+        call()
+    before = maps()
+    for _ in range(80):
+        call()
+    assert maps() < before + 500  # 126 a call before

@@ -87,11 +87,16 @@ def test_samples_too_far_away_for_any_number_are_counted(cost, size):
     before = psa.extend(coupling, u, t_a)
     partner = bool(found.row_marginal()[row] > 0)
     assert np.isfinite(found.apply(y)).all()
+    np.testing.assert_allclose(found.row_marginal().sum(), 1, rtol=1e-5)
     assert int(found.unmatched_rows) == int(before.unmatched_rows) + (not partner)
     assert bool(found.info.converged[4]) == partner
     assert found.info.details["lost"].tolist() == [int(t == 4 and not partner) for t in range(8)]
     if partner:
         np.testing.assert_allclose(found.dense()[row].sum(), before.dense()[row].sum(), rtol=1e-3)
+    alone = psa.extend(coupling, u[:1].at[0].set(size), t_a[:1])
+    nan = psa.extend(coupling, u[:1].at[0].set(jnp.nan), t_a[:1])
+    if not bool(alone.row_marginal()[0] > 0):
+        assert int(alone.unmatched_cols) == int(nan.unmatched_cols) == coupling.shape[1]
     elsewhere = np.asarray(t_a) != 4
     np.testing.assert_allclose(found.apply(y)[elsewhere], before.apply(y)[elsewhere], rtol=1e-5, atol=1e-6)
 

@@ -23,16 +23,25 @@ def dense_residual(key, coupling):
 
 
 @pytest.mark.parametrize("memory", [2**31, 1024])
-def test_smooth_plans_are_solved_and_permutations_are_not(memory):
+def test_smooth_plans_are_solved_and_of_permutations_nothing_is_asked(memory):
     u, _ = pair_of_clouds(48, 48)
     v = u + 0.02 * jax.random.normal(KEY, u.shape)
     found = {}
-    for eps in (0.3, 0.1, 0.0005):
+    for eps in (0.3, 0.1, 0.02, 0.0005):
         matcher = functools.partial(psa.sinkhorn, eps=psa.relative(eps), tol=1e-4, max_iters=5000, memory=memory)
-        found[eps] = float(psa.gradient_residual(KEY, matcher(u, v, uniform(48), uniform(48))))
+        coupling = matcher(u, v, uniform(48), uniform(48))
+        found[eps] = max(float(psa.gradient_residual(key, coupling)) for key in jax.random.split(KEY, 4))
     assert found[0.3] < 1e-3
     assert found[0.1] < 1e-3
-    assert 0.1 < found[0.0005] <= 1.01
+    assert 1e-3 < found[0.02] <= 1.01
+    assert found[0.0005] == 0
+
+
+def test_one_sample_asks_nothing_and_a_plan_that_is_not_finite_solves_nothing():
+    u, v = pair_of_clouds(9, 9)
+    assert float(psa.gradient_residual(KEY, psa.sinkhorn(u[:1], v[:1], uniform(1), uniform(1)))) == 0
+    broken = psa.sinkhorn(u.at[0, 0].set(jnp.nan), v, uniform(9), uniform(9))
+    assert float(psa.gradient_residual(KEY, broken)) == np.inf
 
 
 def test_double_precision_solves_what_a_dense_solve_does(x64):
@@ -61,7 +70,7 @@ def test_a_small_residual_means_the_gradient_of_float64():
         return jax.grad(loss, has_aux=True)(*scores)
 
     small = 0
-    for eps in (0.3, 0.1, 0.05, 0.001):
+    for eps in (0.3, 0.1, 0.05):
         ours, coupling = gradient(eps, jnp.float32)
         if float(psa.gradient_residual(KEY, coupling)) > 1e-3:
             continue
@@ -69,7 +78,7 @@ def test_a_small_residual_means_the_gradient_of_float64():
             exact, _ = gradient(eps, jnp.float64)
         np.testing.assert_allclose(ours, exact, atol=1e-2 * np.linalg.norm(exact))
         small += 1
-    assert 2 <= small < 4
+    assert small >= 2
 
 
 def test_blocks_have_one_each_and_padding_changes_nothing():
