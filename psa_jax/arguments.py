@@ -162,7 +162,7 @@ def _array(annotation: Any, name: str, value: Any) -> Any:
         raise ValueError(f"{expected} in a dense array, got a sparse one: give {name}.toarray()")
     array = value
     if hasattr(value, "to_numpy"):
-        array = value.to_numpy()
+        array = _of_table(expected, value)
     if not (hasattr(array, "dtype") and hasattr(array, "shape")):
         if isinstance(array, list | tuple) and any(np.ndim(entry) > 1 for entry in array if hasattr(entry, "dtype")):
             raise ValueError(f"{expected}, got {_told(value)} arrays")
@@ -178,8 +178,13 @@ def _array(annotation: Any, name: str, value: Any) -> Any:
     if isinstance(kind, np.dtype) and not kind.isnative:  # as files of other machines have it
         array = np.asarray(array).astype(kind.newbyteorder("="))
         kind = array.dtype
-    if not (jnp.issubdtype(kind, jnp.number) or kind.name == "bool"):
+    if isinstance(kind, np.dtype) and kind.kind == "f" and kind.itemsize > 8:  # wider than any of JAX
+        array = np.asarray(array).astype(np.float64)
+        kind = array.dtype
+    if not (jnp.issubdtype(kind, jnp.number) or kind.name == "bool") or jnp.dtype(kind).kind in "mM":
         raise ValueError(f"{expected}, got {_told(value)} of {kind}")
+    if all("float" in name for name in kinds) and jnp.issubdtype(kind, jnp.complexfloating):
+        raise ValueError(f"{expected}, got complex ones: give their real parts")
     if isinstance(array, jax.ShapeDtypeStruct):
         raise ValueError(f"{expected}, got a shape without values: jax.eval_shape(function, ...) takes it")
     if (integers and not jnp.issubdtype(kind, jnp.integer)) or (booleans and kind.name != "bool"):
@@ -195,6 +200,23 @@ def _array(annotation: Any, name: str, value: Any) -> Any:
     if integers and taken.dtype != kind and not np.array_equal(np.asarray(taken), array):
         raise ValueError(f"{expected} that fit into {taken.dtype}, got {array.min()} to {array.max()}")
     return taken
+
+
+def _of_table(expected: str, value: Any) -> Any:
+    """The numbers of a table; of one with nullable columns, whose missing ones are refused, too."""
+    array = value.to_numpy()
+    if not (isinstance(array, np.ndarray) and array.dtype.kind == "O" and hasattr(value, "isna")):
+        return array
+    if missing := int(np.asarray(value.isna()).sum()):
+        raise ValueError(f"{expected}, got {_told(value)} with {missing} missing")
+    try:
+        return value.to_numpy(dtype=float) if all(map(_numeric, np.asarray(array).ravel())) else array
+    except (TypeError, ValueError):
+        return array
+
+
+def _numeric(entry: Any) -> bool:
+    return isinstance(entry, int | float | np.number) and not isinstance(entry, bool)
 
 
 def _key(annotation: Any, name: str, value: Any) -> Any:

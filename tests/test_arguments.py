@@ -93,6 +93,28 @@ def test_arrays_of_other_machines_and_masks_that_hide_nothing_are_taken():
         psa.foscttm(X, np.ma.masked_array(np.asarray(X), mask=True))
 
 
+def test_what_holds_numbers_is_taken_and_what_is_none_of_ours_is_refused():
+    table = pd.DataFrame(np.asarray(X)).astype({0: "Float32"})  # some nullable columns, as pandas reads files
+    expected = psa.foscttm(X, X[::-1])
+    assert np.array_equal(psa.foscttm(table, X[::-1]), expected)
+    assert np.array_equal(psa.foscttm(np.asarray(X, np.longdouble), X[::-1]), expected)
+    table.iloc[1, 0] = pd.NA
+    with pytest.raises(ValueError, match=r"y_hat: expected numbers .* with 1 missing"):
+        psa.foscttm(table, X)
+    for wrong in (np.asarray(X).astype(complex), np.asarray(X).astype("m8[s]")):
+        with pytest.raises(ValueError, match=r"y_hat: expected numbers"):
+            psa.foscttm(wrong, X)
+
+
+@pytest.mark.parametrize(
+    ("name", "argument", "wrong"),
+    [("held_out_agreement", "repeats", -(2**63)), ("align_many", "num_treatments", 0), ("sinkhorn", "eps", 2**70)],
+)
+def test_numbers_far_out_of_range_are_refused_by_name(name, argument, wrong):
+    with pytest.raises(ValueError, match=rf"^{argument}: expected"):
+        call(name, {**calls()[name], argument: wrong})
+
+
 def test_lists_and_tables_of_numbers_are_taken():
     table = pd.DataFrame(np.asarray(X))
     expected = psa.foscttm(X, X[::-1])

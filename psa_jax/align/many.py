@@ -123,6 +123,8 @@ def align_many(
         raise ValueError(
             f"modalities, reference: expected at least two modalities and one of them, got {number} and {reference}"
         )
+    if num_treatments < 2:
+        raise ValueError(f"num_treatments: expected at least 2, got {num_treatments}")
     told = None if names is None else tuple(names)
     settings = [learners] * number if isinstance(learners, Learner) or learners is None else list(learners)
     if len(settings) != number:

@@ -56,6 +56,8 @@ def held_out_agreement(
     """
     if u.shape[1] < 2:
         raise ValueError(f"u: expected at least two columns to hold one out, got {u.shape[1]}")
+    if repeats < 1:
+        raise ValueError(f"repeats: expected at least 1, got {repeats}")
     return _agreement(split_settings(matcher), key, u, v, groups, repeats)
 
 

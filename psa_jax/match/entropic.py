@@ -118,5 +118,7 @@ def check_range(name: str, value: Any, expected: str, *, low: float, high: float
         return
     if not isinstance(value, int | float | np.generic | np.ndarray | jax.Array) or jnp.ndim(value):
         raise ValueError(f"{name}: expected {expected}, got {value!r}")
+    if isinstance(value, int) and abs(value) >= 2**31:  # which JAX does not take where 64 bits are not enabled
+        raise ValueError(f"{name}: expected {expected}, got an integer beyond 32 bits: give {name}=float(...)")
     if not low < float(value) <= high:
         raise ValueError(f"{name}: expected {expected}, got {value}")
