@@ -58,7 +58,7 @@ def match_batch(
         `[num_treatments]`, samples whose scores were not finite though their label was that treatment. Differentiable
         in `u`, `v` and in what the matcher has bound as traced, by the matcher's own (for `sinkhorn` implicit)
         derivative: gradients reach both encoders. `jax.lax.stop_gradient` on `u` or `v` keeps them from one; on `y` in
-        `apply(y)` it makes the projected values targets.
+        `apply(y)` it makes the projected values targets. Of the first order only, as through `blockwise`.
 
     Raises:
         ValueError: shapes that do not fit each other, labels that are not integers, a capacity below 1.

@@ -64,6 +64,11 @@ def evaluate(
         >>> round(report["metrics"]["trace"]["chance"], 4)
         0.0667
     """
+    with jax.debug_nans(False):  # what is not counted is NaN on its way
+        return _evaluate(key, alignment, truth, data, queries)
+
+
+def _evaluate(key: KeyArray, alignment: Alignment, truth: Truth, data: Unpaired, queries: int) -> dict[str, Any]:
     coupling, scores = alignment.coupling, alignment.scores_b
     n, m = coupling.shape
     got = len(data.a.t), len(data.b.t)

@@ -1,6 +1,7 @@
 """Labels of any kind as integer codes of two modalities together, and the names that those codes stand for."""
 
 import re
+import unicodedata
 from typing import Any
 
 import numpy as np
@@ -105,13 +106,22 @@ def differing(first: Any, second: Any) -> str:
         for keys in map(ordered, (first, second))
     )
     text = "{} in a and {} in b".format(*texts)
-    alike = {str(key).strip().lower(): key for key in first}
-    near = [(alike[k], key) for key in ordered(second) if (k := str(key).strip().lower()) in alike and alike[k] != key]
+    alike = {_bare(key): key for key in first}
+    near = [(alike[k], key) for key in ordered(second) if (k := _bare(key)) in alike and alike[k] != key]
     if near:
         text += "; these differ by case, blanks or type alone: " + ", ".join(
             f"{x!r} and {y!r}" for x, y in near[:SHOWN]
         )
     return text
+
+
+def _bare(key: Any) -> str:
+    """A label without what people do not see: case, blanks, how accents are coded, how a number is written."""
+    text = unicodedata.normalize("NFC", str(key)).strip().lower()
+    try:
+        return f"{float(text):.6g}"
+    except ValueError:
+        return text
 
 
 def listed(which: Any, names: tuple[str, ...] | None, most: int = 10) -> str:
@@ -129,7 +139,7 @@ def _key(name: str, label: Any) -> Any:
     if isinstance(label, bytes):
         return label.decode(errors="replace")
     if isinstance(label, str):
-        return str(label)
+        return unicodedata.normalize("NFC", label)  # an accent is the same however it is coded
     if isinstance(label, int | np.integer):
         return int(label)
     if isinstance(label, float | np.floating):
@@ -140,6 +150,8 @@ def _key(name: str, label: Any) -> Any:
         return int(number) if number.is_integer() and abs(number) < 2**53 else number
     if isinstance(label, np.datetime64 | np.timedelta64) and np.isnat(label):
         return None
+    if isinstance(label, np.datetime64):
+        return str(label.astype("datetime64[us]").item())  # days and nanoseconds are the same days
     if isinstance(label, tuple | list | dict | set | np.ndarray):
         raise ValueError(f"{name}: expected one label for each sample, got {label!r}")
     return str(label)

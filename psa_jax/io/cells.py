@@ -174,6 +174,8 @@ def from_mudata(
         values = labels_in(mdata, name, treatment)
         sides.append((name, _features(adata, layer, name), np.asarray(adata.obs_names), values))
     pair = _find(sides[1][2], sides[0][2]) if pairs is not False else np.full(len(sides[0][2]), -1)
+    if pairs and not (pair >= 0).any():
+        raise ValueError("pairs: expected cells whose names are in both modalities, got none (leave pairs out)")
     if pairs is None:
         note_numbers(sides[0][2][pair >= 0])
     return _load(sides, pair, treatment, num_components, drop_unlabelled)

@@ -83,7 +83,7 @@ def diagnose(
         ([True, True, True], ['only one training run (members=1): stability is unknown'])
     """
     _check(alignment, matcher, repeats, draws, permutations, most)
-    with watching(progress) as watch:
+    with watching(progress) as watch, jax.debug_nans(False):  # what cannot be known is NaN
         return _diagnose(key, alignment, matcher, repeats, draws, permutations, most, watch)
 
 

@@ -105,7 +105,7 @@ def select_eps(
         if not isinstance(y, Tracer) and not np.isfinite(np.asarray(y)).all():
             raise ValueError("y: expected finite numbers, got NaN or infinity")
         y = jnp.asarray(y).reshape(groups.shape[1], -1)
-    with watching(progress) as watch:
+    with watching(progress) as watch, jax.debug_nans(False):  # what cannot be known is NaN
         watch.begin("sweep", eps.shape[0])
         told = watch.on_epoch is not None
         return _sweep(_with_eps(matcher, eps), key, u, v, groups, eps, y, relative, repeats, draws, most, told)

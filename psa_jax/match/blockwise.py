@@ -35,8 +35,9 @@ def blockwise(matcher: Callable[..., Any], *, chunk: int | None = None) -> Calla
 
     Returns:
         `(u [n, d], v [m, d'], groups) -> Blocked`, compiled, and itself open to `jit`, `vmap` and `grad` in `u`, `v`
-        and in whatever the matcher has bound as traced. `u` and `v` may be pytrees of arrays with the same rows, if
-        the matcher takes such.
+        and in whatever the matcher has bound as traced: of the first order, also where the matcher alone has
+        derivatives of any (JAX forgets their rules within `lax.map`; second ones end in an error). `u` and `v` may be
+        pytrees of arrays with the same rows, if the matcher takes such.
 
     Raises:
         ValueError: scores whose number of rows is not that of the groups, at trace time.

@@ -64,7 +64,7 @@ def pairwise(cost: Cost, u: Float[Array, "n ..."], v: Float[Array, "m ..."]) -> 
     u, v = (x.reshape(x.shape[0], math.prod(x.shape[1:])) for x in (u, v))
     if cost is cosine:
         return 1 - _product(direction(u), direction(v))
-    unit = _unit(u, v)  # squares of very small or large scores leave the range of the type
+    unit = power_of_two(u, v)  # squares of very small or large scores leave the range of the type
     u, v = u / unit, v / unit
     if u.shape[1] <= MOST_DIFFERENCES:
         squares = _squared_differences(u, v)
@@ -84,7 +84,9 @@ def _differential(primals: Any, tangents: Any) -> tuple[Array, Array]:
     (u, v), (du, dv) = primals, tangents
     anchor = v.mean(0, keepdims=True)
     x, y = u - anchor, v - anchor
-    change = (x * du).sum(1)[:, None] + (y * dv).sum(1)[None] - _product(du, y) - _product(x, dv)
+    # The sums are contractions: on the CPU, XLA (of jax 0.10) fuses several tangents' `(x * du).sum(1)` wrongly.
+    rows, columns = (jnp.einsum("nd,nd->n", *pair, precision="highest") for pair in ((x, du), (y, dv)))
+    change = rows[:, None] + columns[None] - _product(du, y) - _product(x, dv)
     return _squared_differences(u, v), 2 * change
 
 
@@ -96,7 +98,7 @@ def squares_by_product(u: Float[Array, "n d"], v: Float[Array, "m d"]) -> Float[
     return jnp.where(squares < 0, 0, squares)
 
 
-def _unit(*arrays: Array) -> Array:
+def power_of_two(*arrays: Array) -> Array:
     """A power of two near the largest absolute value: to divide by it rounds nothing."""
     top = jax.lax.stop_gradient(jnp.stack([jnp.abs(x).max(initial=0) for x in arrays]).max())
     fair = (top > 0) & (top < jnp.inf)

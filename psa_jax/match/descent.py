@@ -10,7 +10,7 @@ from ott.problems.linear.linear_problem import LinearProblem
 from ott.solvers.linear.sinkhorn_lr import LRSinkhorn
 
 from psa_jax.coupling.coupling import Coupling, Info, masked
-from psa_jax.match.cost import cosine, direction
+from psa_jax.match.cost import cosine, direction, power_of_two
 from psa_jax.match.entropic import ott_rules
 from psa_jax.match.kernels import factored
 from psa_jax.types import Array, Cost, alike, solver_dtype
@@ -39,6 +39,8 @@ def descend(
         else:
             anchor = _mean(u, a)
             u, v = (jnp.where((w > 0)[:, None], x - anchor, 0) for x, w in ((u, a), (v, b)))
+            unit = power_of_two(u, v)  # squares of very small or large scores leave the range of the type
+            u, v = u / unit, v / unit
         x, y = (jnp.where((w > 0)[:, None], x - _mean(x, w), 0) for x, w in ((u, a), (v, b)))
         solver = _Descent(rank, gamma, threshold=tol, max_iterations=max_iters, lse_mode=False, inner_iterations=1)
         out = solver(LinearProblem(LRCGeometry(-x, y), a, b), _initial(x, y, a, b, rank))
@@ -48,7 +50,7 @@ def descend(
         error = jnp.maximum(jnp.abs(rows - a).sum(), jnp.abs(cols - b).sum())
         product = jnp.sum((q.T @ u) * (r.T @ v) / g[:, None])
         squares = rows @ (u * u).sum(1) + cols @ (v * v).sum(1)
-        transport = rows.sum() - product if cost is cosine else squares - 2 * product
+        transport = rows.sum() - product if cost is cosine else (squares - 2 * product) * unit * unit
         details = {"transport_cost": transport, "rank": jnp.asarray(rank, jnp.int32)}
         info = Info(out.converged & (error <= tol), jnp.asarray(out.n_iters, jnp.int32), error, details)
         log_q, log_r, log_g = (jnp.log(jnp.maximum(p, float(jnp.finfo(dtype).tiny))) for p in (q, r, g))

@@ -126,7 +126,7 @@ def _sinkhorn(
     dtype = solver_dtype(u, v)
     strength = eps.scale if isinstance(eps, Relative) else eps
     u, v, a, b, strength, tol = alike(*(jnp.asarray(x, dtype) for x in (u, v, a, b, strength, tol)))
-    u, v = fill_padding(u, a), fill_padding(v, b)
+    u, v = (jnp.where(jnp.isnan(x), jnp.inf, x) for x in (fill_padding(u, a), fill_padding(v, b)))  # no partner
     n, m = u.shape[0], v.shape[0]
     tiled = STORED_COPIES * n * m * a.dtype.itemsize > memory
     block = tile_rows(m, a.dtype, memory) if tiled else n

@@ -148,3 +148,11 @@ def test_random_labels_are_the_same_whatever_holds_them(count):
     assert not found["escaped"]
     assert found["unchanged"] > 0.6 * count
     assert found["clean"] > 0.15 * count
+
+
+def test_dates_and_accents_are_compared_by_what_they_say():
+    days = np.array(["2020-01-01", "2020-01-02"], "M8[D]")
+    assert encode(days, days[::-1].astype("M8[ns]"))[1].tolist() == [1, 0]
+    assert encode(["caf\u00e9", "tea"], ["cafe\u0301", "tea"])[2] == ("caf\u00e9", "tea")
+    with pytest.raises(ValueError, match=r"alone: '1' and '1\.0'"):
+        encode(["1", "x"], ["1.0", "y"])

@@ -130,3 +130,17 @@ def test_derivatives_of_any_order_and_mode(name, x64):
         np.testing.assert_allclose(jnp.tensordot(hessian(u, eps), along, 2), turn, atol=1e-6 * jnp.abs(turn).max())
     in_eps = (gradient(u, eps + step) - gradient(u, eps - step)) / (2 * step)
     np.testing.assert_allclose(jax.jacfwd(gradient, 1)(u, eps), in_eps, atol=1e-5 * jnp.abs(in_eps).max())
+
+
+@pytest.mark.parametrize("cost", [psa.euclidean, psa.squared_euclidean, psa.cosine])
+def test_many_tangents_at_once_are_those_of_one_after_the_other(cost):
+    """In float32 at sizes where XLA fuses: several tangents of one program against the gradient."""
+    rng = np.random.default_rng(0)
+    u, v, y, weight = (jnp.float32(rng.normal(size=(24, k))) for k in (3, 3, 2, 2))
+    a = jnp.full(24, 1 / 24)
+
+    def loss(u):
+        return (psa.sinkhorn(u, v, a, a, eps=0.3, cost=cost).apply(y) * weight).sum()
+
+    gradient = jax.grad(loss)(u)
+    np.testing.assert_allclose(jax.jacfwd(loss)(u), gradient, atol=1e-3 * float(jnp.abs(gradient).max()))

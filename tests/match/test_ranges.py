@@ -166,3 +166,31 @@ def test_debug_nans_is_usable_with_align():
     data = psa.Unpaired(psa.Modality(jnp.asarray(x), t), psa.Modality(jnp.asarray(x[:, :2]), t), 3)
     alignment = psa.align(jax.random.key(0), data, a=learner, b=learner)
     assert np.isfinite(alignment.coupling.apply(x)).all()
+    assert psa.evaluate(jax.random.key(1), alignment, psa.Truth(jnp.arange(40)), data)["queries"] == 40
+    assert psa.diagnose(jax.random.key(1), alignment, repeats=1, permutations=2).z.shape == (3,)
+    members = alignment.member_scores_a[:1], alignment.member_scores_b[:1]
+    sweep = psa.select_eps(jax.random.key(1), *members, alignment.groups, [0.1], repeats=1)
+    assert np.isnan(sweep.stability).all()
+
+
+@pytest.mark.parametrize("exponent", [-18, 20])
+def test_low_rank_plans_do_not_know_the_unit_of_the_scores(exponent):
+    x = np.random.default_rng(0).normal(size=(40, 3))
+    w = jnp.full(40, 1 / 40)
+    plan, other = (psa.low_rank_sinkhorn(*2 * [jnp.float32(x * unit)], w, w) for unit in (1, 10.0**exponent))
+    assert bool(other.info.converged) == bool(plan.info.converged)
+    assert float(jnp.trace(other.dense())) == pytest.approx(float(jnp.trace(plan.dense())), rel=0.02)
+
+
+def test_a_score_that_is_no_number_has_no_partner_and_costs_nobody_else_theirs():
+    rng = np.random.default_rng(0)
+    u, v = (rng.normal(size=(12, 2)).astype(np.float32) for _ in "uv")
+    groups = psa.group(np.zeros(12, int), np.zeros(12, int), 1)
+    coupling = {}
+    for bad in (np.nan, np.inf):
+        broken = u.copy()
+        broken[3, 0] = bad
+        coupling[bad] = psa.blockwise(psa.sinkhorn)(broken, v, groups)
+        assert not coupling[bad].info.converged.any()
+        assert int(coupling[bad].info.details["lost"][0]) == 1
+    np.testing.assert_array_equal(*(np.asarray(coupling[bad].apply(v)) for bad in coupling))
