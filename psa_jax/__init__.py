@@ -98,6 +98,7 @@ from psa_jax.propensity import (
     propensity,
     reliability,
     smoothing,
+    tempered,
     translation,
 )
 
@@ -199,6 +200,7 @@ __all__ = [
     "snn",
     "split",
     "squared_euclidean",
+    "tempered",
     "trace",
     "translation",
     "validate",

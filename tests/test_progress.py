@@ -42,12 +42,12 @@ def test_align_names_modality_member_fold_and_loss():
     found = psa.align(KEY, DATA, a=LEARNER, b=LEARNER, progress=told.append)
     silent = psa.align(KEY, DATA, a=LEARNER, b=LEARNER)
     assert np.array_equal(found.scores_a, silent.scores_a)
-    assert {step.stage for step in told} == {"classifiers", "matching"}
+    assert {step.stage for step in told} == {"classifiers", "matching", "projection"}
     trained = [step for step in told if step.loss is not None]
     runs = set(itertools.product("ab", (0, 1), (0, 1, 2)))
     assert {(step.modality, step.member, step.fold) for step in trained} == runs
     assert max(step.done for step in trained) == trained[0].total == 2 * 3 * 2
-    assert told[-1] == Step("matching", 1, 1)
+    assert told[-1] == Step("projection", 1, 1)
     assert str(trained[0]) == "classifiers, modality a, member 0, fold 0"
     before = _crossfit._cache_size()
     psa.align(KEY, DATA, a=LEARNER, b=LEARNER, progress=lambda step: None)

@@ -17,7 +17,7 @@ def blocks(language):
 
 
 @pytest.mark.slow  # as users run them: with the default models and as many epochs as it takes
-@pytest.mark.parametrize("example", blocks("python"), ids=["align", "own_data", "settings", "layer"])
+@pytest.mark.parametrize("example", blocks("python"), ids=["align", "own_data", "layer"])
 def test_examples_run(example, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)  # examples may write files
     exec(compile(example, "README.md", "exec"), {})

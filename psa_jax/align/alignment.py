@@ -5,15 +5,20 @@ import html
 import jax.numpy as jnp
 import numpy as np
 
+from psa_jax.arguments import numbers
 from psa_jax.coupling.blocked import Blocked
 from psa_jax.coupling.coupling import Coupling
-from psa_jax.data.groups import Groups
+from psa_jax.data.groups import Bucket, Groups
 from psa_jax.data.labels import listed
+from psa_jax.judge.projection import Projection
+from psa_jax.judge.verdict import verdict
+from psa_jax.match.extend import extend
+from psa_jax.metrics.pairs import project
 from psa_jax.propensity.calibration import Calibration
 from psa_jax.propensity.learn import Representation
 from psa_jax.propensity.loop import Fitted
 from psa_jax.propensity.scorer import Scorer
-from psa_jax.types import Array, Float, known, pytree, static
+from psa_jax.types import Array, Float, Int, float_dtype, known, pytree, static
 
 SHOWN = 8
 
@@ -40,6 +45,7 @@ class Alignment:
         scorer_a: how logits of modality a become scores; None in an alignment made by hand.
         scorer_b: the same of modality b.
         names: static; the names of the treatments, or None.
+        projection: what `project` believes; None in an alignment made by hand.
     """
 
     coupling: Blocked | Coupling
@@ -55,6 +61,64 @@ class Alignment:
     scorer_a: Scorer | None = None
     scorer_b: Scorer | None = None
     names: tuple[str, ...] | None = static(default=None)
+    projection: Projection | None = None
+
+    @property
+    def T(self) -> "Alignment":
+        """The same with the modalities exchanged: `alignment.T.project(data.a.x)` are values of a for samples of b."""
+        flipped = tuple(Bucket(bucket.cols, bucket.rows, bucket.treatment) for bucket in self.groups.buckets)
+        n, m = self.groups.shape
+        return Alignment(
+            self.coupling.T,
+            Groups(flipped, self.groups.sizes_b, self.groups.sizes_a, (m, n)),
+            self.scores_b,
+            self.scores_a,
+            self.fitted_b,
+            self.fitted_a,
+            self.calibration_b,
+            self.calibration_a,
+            self.member_scores_b,
+            self.member_scores_a,
+            self.scorer_b,
+            self.scorer_a,
+            self.names,
+            None if self.projection is None else self.projection.T,
+        )
+
+    def project(
+        self, y: Float[Array, "m ..."], *, x: Float[Array, "k ..."] | None = None, t: Int[Array, " k"] | None = None
+    ) -> Float[Array, "n ..."]:
+        """What values of b are to be expected for each sample of a: `E[y | i]`, as far as labels let it be believed.
+
+        The projection through a coupling smooth enough for averages, shrunk toward the treatment's mean by how much of
+        its deviation held-out scores confirm (`Projection`). The treatment's mean itself where there is no evidence
+        (`print(alignment)` says where). `coupling.apply(y)` believes all of the law of pairs instead, and is on average
+        further from the truth than the mean on most data. For `fit_predictor(loss="barycentric")`, imputed values and
+        plots this is the one to take.
+
+        Args:
+            y: `[m, ...]` values of the samples of b that were aligned, such as `data.b.x`.
+            x: `[k, ...]` new samples of a, to project for instead of those that were aligned; `sinkhorn` only.
+            t: `[k]` their treatments.
+
+        Returns:
+            `[n, ...]`, or `[k, ...]`. NaN for samples whose treatment b does not have. Open to `jit` and `grad` in `y`.
+
+        Raises:
+            ValueError: an alignment made by hand, `y` of another length, new samples without treatments.
+        """
+        if self.projection is None:
+            raise ValueError("projection: expected one, as `align` makes it, got None")
+        if (x is None) != (t is None):
+            raise ValueError("x, t: expected features and treatments of new samples, got only one of them")
+        law = self.projection.law
+        if x is not None:
+            law = extend(law, self.score_a(x), t)
+        y = numbers("y", y)
+        if y.ndim < 1 or y.shape[0] != law.shape[1]:
+            raise ValueError(f"y: expected {law.shape[1]} values, one for each sample of b, got shape {y.shape}")
+        out = project(law, y.reshape(y.shape[0], -1).astype(float_dtype(y)))
+        return out.reshape(-1, *y.shape[1:])
 
     def score_a(self, x: Float[Array, "k ..."]) -> Float[Array, "k d"]:
         """Scores new samples of modality a `[k, ...]`, for `extend`. Open to `jit` and `grad`.
@@ -122,11 +186,16 @@ class Alignment:
                     measured["temperature"] = found.temperature
                     text += "".join(f", {name} {float(value):.3g}" for name, value in measured.items())
                 facts.append((f"classifiers of {side}", text))
-        return facts
+        return facts + (verdict(self.projection, self.groups, self.names) if self.projection is not None else [])
 
 
 def joined(
-    coupling: Blocked, groups: Groups, a: Representation, b: Representation, names: tuple[str, ...] | None
+    coupling: Blocked,
+    groups: Groups,
+    a: Representation,
+    b: Representation,
+    names: tuple[str, ...] | None,
+    projection: Projection | None = None,
 ) -> Alignment:
     """The alignment of two modalities that were learnt and matched."""
     return Alignment(
@@ -143,6 +212,7 @@ def joined(
         a.scorer,
         b.scorer,
         names,
+        projection,
     )
 
 

@@ -17,7 +17,7 @@ from psa_jax.data.samples import Modality, Unpaired, on_host
 from psa_jax.match import sinkhorn
 from psa_jax.match.blockwise import blockwise
 from psa_jax.progress import Progress, watching
-from psa_jax.propensity.learn import Representation, classifier, learn
+from psa_jax.propensity.learn import Representation, classifier, learn, settled
 from psa_jax.propensity.learner import Learner, check_learner
 from psa_jax.types import KeyArray, pytree, static
 
@@ -143,9 +143,11 @@ def align_many(
     for place, side in enumerate(sides):
         classifier(str(place), side, num_treatments, settings[place])
     with watching(progress) as watch:
-        found = tuple(
-            learn(jax.random.fold_in(key, place), str(place), side, num_treatments, shared, settings[place], watch)
-            for place, side in enumerate(sides)
+        found = settled(
+            [
+                learn(jax.random.fold_in(key, place), str(place), side, num_treatments, shared, settings[place], watch)
+                for place, side in enumerate(sides)
+            ]
         )
         couplings, plans = [], []
         watch.begin("matching", number - 1)
@@ -160,4 +162,4 @@ def align_many(
             couplings.append(coupling)
             plans.append(groups)
             watch.advance()
-    return ManyAlignment(tuple(couplings), tuple(plans), found, reference, told)
+    return ManyAlignment(tuple(couplings), tuple(plans), tuple(found), reference, told)

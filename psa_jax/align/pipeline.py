@@ -16,11 +16,12 @@ from psa_jax.data.groups import Groups, group
 from psa_jax.data.labels import listed
 from psa_jax.data.samples import Unpaired, check_like, on_host, validate
 from psa_jax.data.split import split
+from psa_jax.judge.projection import fit_projection
 from psa_jax.match import sinkhorn
 from psa_jax.match.blockwise import blockwise
 from psa_jax.match.eot import MAX_ROUNDING
 from psa_jax.progress import Progress, watching
-from psa_jax.propensity.learn import classifier, learn
+from psa_jax.propensity.learn import classifier, learn, settled
 from psa_jax.propensity.learner import Learner, check_learner
 from psa_jax.types import Array, KeyArray
 
@@ -103,7 +104,7 @@ def align(
     for name, learner in learners.items():  # what does not fit b is better known before a is learnt
         classifier(name, getattr(data, name), data.num_treatments, learner)
     with watching(progress) as watch:
-        side_a, side_b = (
+        sides = [
             learn(
                 k,
                 name,
@@ -116,13 +117,18 @@ def align(
                 valid=None if valid is None else getattr(valid, name),
             )
             for name, k in (("a", key_a), ("b", key_b))
-        )
+        ]
+        side_a, side_b = settled(sides)
         groups = group(aligned.a.t, aligned.b.t, aligned.num_treatments)
         watch.begin("matching", 1)
         coupling = blockwise(matcher)(side_a.scores, side_b.scores, groups)
         warn(coupling, groups, data.names)
         watch.advance()
-    return joined(coupling, groups, side_a, side_b, data.names)
+        watch.begin("projection", 1)
+        key_project = jax.random.fold_in(key, 3)
+        projection = fit_projection(key_project, side_a.scores, side_b.scores, groups, matcher=matcher)
+        watch.advance()
+    return joined(coupling, groups, side_a, side_b, data.names, projection)
 
 
 def _check(data: Unpaired, query: Unpaired | None, valid: Unpaired | None) -> None:

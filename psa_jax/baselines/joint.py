@@ -20,7 +20,7 @@ def encoders(data: Unpaired, model_a: Model | None, model_b: Model | None, outpu
     found = []
     for name, model in (("a", model_a), ("b", model_b)):
         x = getattr(data, name).x
-        model = model or default_model(f"model_{name}", x, outputs)
+        model = model or default_model(f"model_{name}", x, outputs, width=256)
         if (got := num_outputs(model, x.shape[1:], x.dtype)) != outputs:
             raise ValueError(f"model_{name}: expected {outputs} outputs, got {got}")
         found.append(model)

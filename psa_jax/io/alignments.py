@@ -16,14 +16,17 @@ from psa_jax.coupling.shrink import Shrunk, shrink
 from psa_jax.data.groups import Bucket, Groups
 from psa_jax.io.archive import check_version, fitted_in, pack, read_leaves, reading, write_archive
 from psa_jax.io.described import describe, today
+from psa_jax.judge.evidence import Evidence
+from psa_jax.judge.projection import Projection
 from psa_jax.match import sinkhorn
 from psa_jax.match.blockwise import blockwise
+from psa_jax.propensity.augment import as_tree
 from psa_jax.propensity.calibration import Calibration
 from psa_jax.propensity.loop import Fitted, History
 from psa_jax.propensity.model import Model
 from psa_jax.propensity.nets import default_model
 from psa_jax.propensity.scorer import Scorer
-from psa_jax.propensity.scores import centre
+from psa_jax.propensity.scores import Tempered, centre
 from psa_jax.types import Array
 
 _KIND = "psa_jax alignment"
@@ -49,6 +52,9 @@ def save_alignment(path: str | os.PathLike[str], alignment: Alignment) -> None:
     stored, about = pack(alignment)
     if not isinstance(alignment.coupling, Blocked):
         raise ValueError(f"alignment: expected a blocked coupling, got {type(alignment.coupling).__name__}")
+    projection = alignment.projection
+    if projection is not None and projection.coupling.blocks[0].coupling.flipped:
+        raise ValueError("alignment: expected one as `align` makes it, got its T: save alignment.T, which is that")
     inner, shrunk = alignment.coupling.blocks[0].coupling.kernel, []
     while isinstance(inner, Shrunk):
         shrunk, inner = [inner.flipped, *shrunk], inner.kernel
@@ -63,8 +69,11 @@ def save_alignment(path: str | os.PathLike[str], alignment: Alignment) -> None:
         **{f"features_{side}": list(scorer.features) for side, scorer in zip("ab", scorers, strict=True) if scorer},
         **{f"dtype_{side}": scorer.dtype for side, scorer in zip("ab", scorers, strict=True) if scorer},
         **{f"model_{side}": describe(scorer.model) for side, scorer in zip("ab", scorers, strict=True) if scorer},
-        "transform": describe(scorers[0].transform),
+        "transform": _transform(scorers[0].transform),
         "names": None if alignment.names is None else list(alignment.names),
+        "projection": None
+        if projection is None
+        else {"kernel": describe(projection.coupling.blocks[0].coupling.kernel), "most": projection.most},
     }
     write_archive(path, stored, about)
 
@@ -76,7 +85,7 @@ def load_alignment(
     model_a: Model | None = None,
     model_b: Model | None = None,
     matcher: Callable[..., Coupling] = sinkhorn,
-    transform: Callable[[Any], Any] = centre,
+    transform: Callable[[Any], Any] | None = None,
 ) -> Alignment:
     """Reads what `save_alignment` wrote: every method gives the same bits as before.
 
@@ -85,7 +94,7 @@ def load_alignment(
         model_a: the classifier of modality a that `align` was given; its default by default.
         model_b: that of modality b.
         matcher: the one that made the coupling, of which the kernel is taken; numbers are those of the file.
-        transform: as given to `align`.
+        transform: as given to `align`; `centre` and `tempered`, whatever its temperature, need not be given.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -100,6 +109,8 @@ def load_alignment(
     check_version(path, version := meta.get("version", 1), _VERSION)
     with reading(path, "a file made by save_alignment"):
         _check(meta, leaves)
+    if transform is None:
+        transform = centre if today(meta["transform"]) == describe(centre) else Tempered()
     with reading(path, "an alignment by the models, the matcher and the transform that are given"):
         tree = _like(leaves, meta, (model_a, model_b), matcher, transform)
     if version < _VERSION:
@@ -108,9 +119,10 @@ def load_alignment(
     used = used.blocks[0].coupling.kernel
     while isinstance(used, Shrunk):
         used = used.kernel
-    given = {"kernel": used, "model_a": tree.fitted_a.model, "model_b": tree.fitted_b.model, "transform": transform}
-    for name, function in given.items():
-        if (now := describe(function)) != (saved := today(meta[name]) if version == 1 else meta[name]):
+    given = {"kernel": used, "model_a": tree.fitted_a.model, "model_b": tree.fitted_b.model}
+    told = {**{name: describe(function) for name, function in given.items()}, "transform": _transform(transform)}
+    for name, now in told.items():
+        if now != (saved := today(meta[name]) if version == 1 else meta[name]):
             raise ValueError(f"{path}: {name}: expected {saved}, as saved, got {now}")
     alignment = fitted_in(path, leaves, tree)
     with reading(path, "a file made by save_alignment"):
@@ -150,9 +162,11 @@ def _like(
     def scorer(side: str, model: Model) -> Scorer:
         place, features = f".scorer_{side}", tuple(meta[f"features_{side}"])
         prior = like(f"{place}.log_prior", (num_treatments,)) if f"{place}.log_prior" in leaves else None
+        warmth = f"{place}.transform.temperature"
+        used = Tempered(like(warmth, ())) if isinstance(transform, Tempered) and warmth in leaves else transform
         return Scorer(
-            like(f"{place}.temperature", ()), prior, like(f"{place}.treatments"), features, meta[f"dtype_{side}"],
-            model, transform,
+            like(f"{place}.temperature", ()), prior, like(f"{place}.treatments"), as_tree(used), features,
+            meta[f"dtype_{side}"], model,
         )  # fmt: skip
 
     def calibration(side: str) -> Calibration:
@@ -170,7 +184,7 @@ def _like(
     models, num_treatments = [], int(leaves[".groups.sizes_a"].size)
     for side, model in zip("ab", given, strict=True):
         x: Any = jax.ShapeDtypeStruct((1, *meta[f"features_{side}"]), np.dtype(meta[f"dtype_{side}"]))
-        models.append(model or default_model(f"model_{side}", x, num_treatments))
+        models.append(model or _default_model(side, x, num_treatments, meta[f"model_{side}"]))
     buckets = (f".groups.buckets[{place}]" for place in range(meta["buckets"]))
     groups = Groups(
         tuple(Bucket(like(f"{b}.rows"), like(f"{b}.cols"), like(f"{b}.treatment")) for b in buckets),
@@ -184,6 +198,20 @@ def _like(
         for flipped in meta["shrunk"]:
             coupling = shrink(coupling.T, 1.0).T if flipped else shrink(coupling, 1.0)
         return coupling.T if meta["flipped"] else coupling
+
+    def projection() -> Projection | None:
+        saved = meta.get("projection")
+        if saved is None:
+            return None
+        for by in (matcher, sinkhorn):
+            law: Any = jax.eval_shape(blockwise(by), like(".scores_a"), like(".scores_b"), groups)
+            if describe(law.blocks[0].coupling.kernel) == saved["kernel"]:
+                break
+        else:
+            raise ValueError(f"projection: made by a matcher of kernel {saved['kernel']}, which was not given")
+        arrays = [like(f".projection.{name}") for name in ("eps", "weight_a", "weight_b", "slope_a", "slope_b")]
+        found = Evidence(like(".projection.evidence.z"), like(".projection.evidence.p_value"))
+        return Projection(law, *arrays, found, saved["most"])
 
     return Alignment(
         jax.eval_shape(match, like(".scores_a"), like(".scores_b"), groups),
@@ -199,7 +227,22 @@ def _like(
         scorer("a", models[0]),
         scorer("b", models[1]),
         None if meta.get("names") is None else tuple(meta["names"]),
+        projection(),
     )
+
+
+def _default_model(side: str, x: Any, num_treatments: int, saved: str) -> Model:
+    """The default model of this version, or that of an earlier one where the file says so."""
+    now, before = (default_model(f"model_{side}", x, num_treatments, width=width) for width in (128, 256))
+    return before if describe(before) == today(saved) else now
+
+
+def _transform(transform: Any) -> str:
+    """What a file says of a transform: the temperature of a tempered one is one of its arrays."""
+    if isinstance(transform, Tempered):
+        return f"{Tempered.__module__}.{Tempered.__qualname__}"
+    plain = isinstance(transform, jax.tree_util.Partial) and not (transform.args or transform.keywords)
+    return describe(transform.func if plain else transform)
 
 
 def _told_then(coupling: Any, leaves: dict[str, Any]) -> Any:
@@ -246,6 +289,11 @@ def _check(meta: dict[str, Any], leaves: dict[str, Any]) -> None:
     for name, test in fits.items():
         if name not in meta or not test(meta[name]):
             raise ValueError(f"{name}: got {str(meta.get(name, 'nothing'))[:40]}")
+    saved = meta.get("projection")
+    if saved is not None and not (
+        isinstance(saved, dict) and text(saved.get("kernel")) and (saved.get("most") is None or is_size(saved["most"]))
+    ):
+        raise ValueError(f"projection: got {str(saved)[:40]}")
     names = meta.get("names")
     if names is not None and not (each(names, text) and len(names) == leaves[".groups.sizes_a"].size):
         raise ValueError(f"names: expected one for each treatment, got {str(names)[:40]}")

@@ -7,13 +7,18 @@ from psa_jax.judge.agreement import held_out_agreement
 from psa_jax.judge.diagnose import diagnose
 from psa_jax.judge.diagnosis import Diagnosis
 from psa_jax.judge.eps_sweep import EpsSweep
+from psa_jax.judge.evidence import Evidence
+from psa_jax.judge.projection import Projection, fit_projection
 from psa_jax.judge.sweep import calibrated_coupling, select_eps
 
 __all__ = [
     "Diagnosis",
     "EpsSweep",
+    "Evidence",
+    "Projection",
     "calibrated_coupling",
     "diagnose",
+    "fit_projection",
     "held_out_agreement",
     "select_eps",
 ]

@@ -15,6 +15,7 @@ from psa_jax.data.groups import Bucket, Groups
 from psa_jax.judge.agreement import halves, hold, keep, treatment_of_rows, within
 from psa_jax.judge.aligned import Aligned
 from psa_jax.judge.diagnosis import FEWEST, Diagnosis
+from psa_jax.judge.evidence import evidence
 from psa_jax.judge.thin import MOST, thin
 from psa_jax.match import sinkhorn
 from psa_jax.match.blockwise import blockwise
@@ -41,7 +42,8 @@ def diagnose(
     has there, averaged over random halves. Held-out columns are freed of their mean over columns first: centred scores
     sum to zero, so that in any data, noise too, one half tells the sum of the other. Beside it stands its null, the
     same after the held-out half of b was permuted within the treatment: the couplings and what their smoothness does
-    stay, what ties the halves of b to each other is cut. Where `z` reaches 3 there is evidence.
+    stay, what ties the halves of b to each other is cut. What decides is `z`, which needs no match (see `Evidence`):
+    where it reaches 3 there is evidence.
 
     What it can say: within the treatment, scores correlate with each other alike in both modalities, beyond chance.
     What it cannot: whether the individual samples share more than that. Modalities of unrelated states whose scores
@@ -132,6 +134,7 @@ def _diagnose(
     statistic = np.where(enough, _correlation(table).mean(0), np.nan)
     mean, sd = statistic[1:].mean(0), statistic[1:].std(0, ddof=1)
     z = _ratio(statistic[0] - mean, sd, np.nan)
+    found = evidence(jax.random.fold_in(key, 4), u, v, groups)
 
     stability = np.full(matched.size, np.nan)
     if len(members) > 1:
@@ -154,7 +157,8 @@ def _diagnose(
         "agreement": statistic[0, :-1],
         "null_mean": mean[:-1],
         "null_sd": sd[:-1],
-        "z": z[:-1],
+        "z": found.z,
+        "p_value": found.p_value,
         "stability": stability,
         "overall_agreement": statistic[0, -1],
         "overall_z": z[-1],

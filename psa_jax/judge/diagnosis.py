@@ -29,11 +29,13 @@ class Diagnosis:
         agreement: correlation of held-out scores with their projection, see `diagnose`; NaN below 5 samples on a side.
         null_mean: mean of the same where the held-out half of b is permuted within the treatment.
         null_sd: its standard deviation.
-        z: `(agreement - null_mean) / null_sd`.
+        z: how far scores of both modalities hang together alike within the treatment, in standard deviations; see
+            `Evidence`. At most 2 where `p_value` finds nothing common to them; NaN with fewer than five columns.
         stability: correlation of the scores projected through the couplings of two members, averaged over pairs; NaN
             with one member.
         overall_agreement: `[]` agreement of all matched samples, pooled.
         overall_z: `[]` the same in standard deviations of its null.
+        p_value: `[]` how often the modalities would hang together as much if the columns of one were renamed.
         overall_stability: `[]` stability, averaged over matched treatments by size.
         names: static; of the treatments, or None.
         most: static; agreement and stability are of at most so many samples of each treatment and modality; None for
@@ -55,12 +57,13 @@ class Diagnosis:
     overall_agreement: Float[Array, ""]
     overall_z: Float[Array, ""]
     overall_stability: Float[Array, ""]
+    p_value: Float[Array, ""]
     names: tuple[str, ...] | None = static(default=None)
     most: int | None = static(default=None)
 
     @property
     def evidence(self) -> np.ndarray:
-        """`[T]` booleans: held-out scores are predicted, three standard deviations above chance or more."""
+        """`[T]` booleans: scores hang together alike, three standard deviations above chance or more."""
         return np.nan_to_num(np.asarray(self.z)) >= EVIDENCE
 
     @property
@@ -80,8 +83,8 @@ class Diagnosis:
             ),
             "coupling is nearly uniform within treatments {}: hardly better than a random match": enough
             & (share > UNIFORM),
-            "no evidence of alignment within treatments {}: held-out scores are predicted less than "
-            f"{EVIDENCE:g} standard deviations better than by chance": measured & ~self.evidence,
+            "no evidence of alignment within treatments {}: scores hang together alike less than "
+            f"{EVIDENCE:g} standard deviations more than by chance": measured & ~self.evidence,
         }
         texts = [
             text.replace("{}", listed(np.flatnonzero(which), self.names))

@@ -272,7 +272,7 @@ def _check(
             if ours.shape[1:] != theirs.shape[1:]:
                 raise ValueError(f"valid: {name}: expected features {ours.shape[1:]}, got {theirs.shape[1:]}")
     wanted = int(np.prod(x_b.shape[1:]))
-    model = model or default_model("model", x_a, wanted)
+    model = model or default_model("model", x_a, wanted, width=256)
     if (outputs := num_outputs(model, x_a.shape[1:], x_a.dtype)) != wanted:
         raise ValueError(f"model: expected {wanted} outputs, one for each number of a target, got {outputs}")
     return model

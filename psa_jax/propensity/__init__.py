@@ -13,7 +13,7 @@ from psa_jax.propensity.loop import Fitted, History
 from psa_jax.propensity.model import Model, from_linen, from_nnx
 from psa_jax.propensity.nets import batch_norm, conv, layer_norm, linear, mlp
 from psa_jax.propensity.scorer import Scorer
-from psa_jax.propensity.scores import centre, from_logits, log_prior, propensity
+from psa_jax.propensity.scores import centre, from_logits, log_prior, propensity, tempered
 from psa_jax.propensity.training import Training
 
 __all__ = [
@@ -47,5 +47,6 @@ __all__ = [
     "propensity",
     "reliability",
     "smoothing",
+    "tempered",
     "translation",
 ]

@@ -11,7 +11,7 @@ import numpy as np
 from jax.core import Tracer
 
 from psa_jax.arguments import checked
-from psa_jax.propensity.augment import as_tree
+from psa_jax.propensity.augment import in_turn
 from psa_jax.propensity.fit import check, train_one
 from psa_jax.propensity.loop import Fitted
 from psa_jax.propensity.model import Model, logits
@@ -79,27 +79,44 @@ def crossfit(
         >>> out.logits.shape, np.bincount(out.fold).tolist()
         ((9, 2), [3, 3, 3])
     """
+    found = crossfit_members(key[None], model, x, t, folds, training, augment, class_weights, on_epoch)
+    return jax.tree.map(lambda leaf: leaf[0], found)
+
+
+def crossfit_members(
+    keys: Any,
+    model: Model,
+    x: Any,
+    t: Any,
+    folds: int,
+    training: Training,
+    augment: Any,
+    class_weights: Any,
+    on_epoch: Callable[..., None] | None,
+) -> CrossFitted:
+    """`crossfit` of several keys `[members]`, which take the augments in turn: one program, leaves `[members, ...]`."""
     judged = dataclasses.replace(check_training(training), patience=None)  # by folds, not by data that are given
     x, t, _ = check(model, x, t, None, class_weights, judged)
     if isinstance(t, Tracer):
         raise ValueError("t: expected labels on the host, got traced ones (call crossfit outside of jit)")
     if folds < 3 or folds > t.size:
         raise ValueError(f"folds: expected at least 3 and at most n = {t.size}, got {folds}")
-    key_folds, key_fit = jax.random.split(key)
-    fold, ids = _deal(key_folds, np.asarray(t), folds)
+    members = keys.shape[0]
+    pairs = [jax.random.split(key) for key in keys]
+    dealt = [_deal(key_folds, np.asarray(t), folds) for key_folds, _ in pairs]
     out, fitted = _crossfit(
-        jax.random.split(key_fit, folds),
-        ids,
+        jnp.stack([jax.random.split(key_fit, folds) for _, key_fit in pairs]),
+        tuple(np.stack(part) for part in zip(*(ids for _, ids in dealt), strict=True)),
         x,
         t,
-        as_tree(augment),
+        in_turn(augment, members),
         class_weights,
         model=model,
-        training=training.resolved(t.size, judged=True),
+        training=training.annealed(max(t.size * (folds - 2) // folds, 1), judged=True),
         on_epoch=on_epoch,
-        vectorize=jax.default_backend() != "cpu" and folds * x.nbytes <= VECTORIZE_BYTES,
+        vectorize=jax.default_backend() != "cpu" and members * folds * x.nbytes <= VECTORIZE_BYTES,
     )
-    return CrossFitted(out, jnp.asarray(fold, jnp.int32), fitted)
+    return CrossFitted(out, jnp.asarray(np.stack([fold for fold, _ in dealt]), jnp.int32), fitted)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "training", "on_epoch", "vectorize"))
@@ -108,7 +125,7 @@ def _crossfit(
     ids: Any,
     x: Any,
     t: Any,
-    augment: Any,
+    augments: Any,
     weights: Any,
     *,
     model: Model,
@@ -116,16 +133,26 @@ def _crossfit(
     on_epoch: Callable[..., None] | None,
     vectorize: bool,
 ) -> tuple[Array, Fitted]:
+    members, folds = keys.shape
+
     def one(args: Any) -> tuple[Array, Fitted]:
-        key, (train, valid, scored), fold = args
-        held_out, names = (x[valid], t[valid]), {"fold": fold}
+        key, (train, valid, scored), place, augment = args
+        held_out, names = (x[valid], t[valid]), {"member": place // folds, "fold": place % folds}
         fitted = train_one(key, x[train], t[train], held_out, augment, weights, names, model, training, on_epoch)
         return logits(model, fitted.params, x.at[scored].get(mode="clip")), fitted
 
-    args = (keys, ids, jnp.arange(keys.shape[0]))
-    out, fitted = jax.vmap(one)(args) if vectorize else jax.lax.map(one, args)
+    flat, each = (
+        jax.tree.map(shape, tree) for tree, shape in ((ids, _flat), (augments, lambda x: jnp.repeat(x, folds, 0)))
+    )
+    args = (keys.reshape(-1), flat, jnp.arange(members * folds), each)
+    done = jax.vmap(one)(args) if vectorize else jax.lax.map(one, args)
+    out, fitted = jax.tree.map(lambda leaf: leaf.reshape(members, folds, *leaf.shape[1:]), done)
     empty = jnp.zeros((t.size, out.shape[-1]), out.dtype)
-    return empty.at[ids[2]].set(out, mode="drop"), fitted
+    return jax.vmap(lambda own, out: empty.at[own].set(out, mode="drop"))(ids[2], out), fitted
+
+
+def _flat(x: Array) -> Array:
+    return jnp.reshape(x, (-1, *x.shape[2:]))
 
 
 def _deal(key: KeyArray, t: np.ndarray, folds: int) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:

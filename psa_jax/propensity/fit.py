@@ -13,7 +13,7 @@ from jaxtyping import Key
 
 from psa_jax.arguments import checked
 from psa_jax.data.samples import check_codes, count_codes
-from psa_jax.propensity.augment import as_tree
+from psa_jax.propensity.augment import as_tree, in_turn
 from psa_jax.propensity.loop import Fitted, minimise
 from psa_jax.propensity.model import CHUNK, Model, logits
 from psa_jax.propensity.training import Training, check_training
@@ -75,7 +75,7 @@ def fit(
         section 3.
     """
     x, t, valid = check(model, x, t, valid, class_weights, training)
-    training = training.resolved(t.size, judged=valid is not None)
+    training = training.annealed(t.size, judged=valid is not None)
     return _fit(
         key, x, t, valid, as_tree(augment), class_weights, {}, model=model, training=training, on_epoch=on_epoch
     )
@@ -90,7 +90,7 @@ def fit_ensemble(
     *,
     training: Training = Training(),
     valid: tuple[Array, Array] | None = None,
-    augment: Augment | None = None,
+    augment: Augment | tuple[Augment | None, ...] | None = None,
     class_weights: Float[Array, " K"] | None = None,
     on_epoch: Callable[..., None] | None = None,
 ) -> Fitted:
@@ -98,8 +98,9 @@ def fit_ensemble(
 
     Args:
         keys: `[members]`. Member i is what `fit(keys[i], ...)` gives, up to rounding.
-        model, x, t, training, valid, augment, class_weights: as in `fit`. Under `vmap` a member that has stopped early
-            still computes, though its result does not change.
+        model, x, t, training, valid, class_weights: as in `fit`. Under `vmap` a member that has stopped early still
+            computes, though its result does not change.
+        augment: as in `fit`, or a tuple of several (None is none), which the members take in turn.
         on_epoch: called for every member, in no particular order of members.
 
     Returns:
@@ -119,13 +120,13 @@ def fit_ensemble(
     if jnp.ndim(keys) != 1 or not keys.size:
         raise ValueError(f"keys: expected [members] typed keys, at least one, got shape {jnp.shape(keys)}")
     x, t, valid = check(model, x, t, valid, class_weights, training)
-    training = training.resolved(t.size, judged=valid is not None)
+    training = training.annealed(t.size, judged=valid is not None)
     return _ensemble(
         keys,
         x,
         t,
         valid,
-        as_tree(augment),
+        in_turn(augment, keys.shape[0]),
         class_weights,
         model=model,
         training=training,
@@ -206,7 +207,7 @@ def train_one(
         t.size,
         loss,
         valid_loss=None if valid is None else valid_loss,
-        training=training,
+        training=training.falling(t.size),
         model=model,
         on_epoch=on_epoch,
         names=names,
@@ -222,7 +223,7 @@ def _ensemble(
     x: Any,
     t: Any,
     valid: Any,
-    augment: Any,
+    augments: Any,
     weights: Any,
     *,
     model: Model,
@@ -230,11 +231,11 @@ def _ensemble(
     on_epoch: Callable[..., None] | None,
     vectorize: bool,
 ) -> Fitted:
-    def one(args: tuple[KeyArray, Array]) -> Fitted:
-        key, member = args
+    def one(args: tuple[KeyArray, Array, Any]) -> Fitted:
+        key, member, augment = args
         return train_one(key, x, t, valid, augment, weights, {"member": member}, model, training, on_epoch)
 
-    args = keys, jnp.arange(keys.shape[0])
+    args = keys, jnp.arange(keys.shape[0]), augments
     return jax.vmap(one)(args) if vectorize else jax.lax.map(one, args)
 
 

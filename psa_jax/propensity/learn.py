@@ -1,7 +1,8 @@
 """One modality on its own: its classifiers, calibration and scores, and what scores new samples of it."""
 
+import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -10,15 +11,16 @@ import numpy as np
 
 from psa_jax.data.samples import Modality
 from psa_jax.progress import Watch
+from psa_jax.propensity.augment import as_tree
 from psa_jax.propensity.calibration import Calibration, calibration
-from psa_jax.propensity.crossfit import crossfit
+from psa_jax.propensity.crossfit import crossfit_members
 from psa_jax.propensity.fit import fit_ensemble, num_outputs
 from psa_jax.propensity.learner import Learner
 from psa_jax.propensity.loop import Fitted
 from psa_jax.propensity.model import Model, logits
 from psa_jax.propensity.nets import default_model
 from psa_jax.propensity.scorer import Scorer
-from psa_jax.propensity.scores import from_logits, log_prior
+from psa_jax.propensity.scores import TEMPERED, Tempered, from_logits, log_prior
 from psa_jax.types import Array, Float, KeyArray, PyTree, pytree
 
 
@@ -73,29 +75,18 @@ def learn(
             scores that are not finite.
     """
     model = classifier(name, modality, num_treatments, learner)
-    training = learner.training.resolved(modality.x.shape[0], judged=True)
+    folds = learner.folds if target is None else 0
+    trained = modality.x.shape[0] if not folds else modality.x.shape[0] * (folds - 2) // folds
+    training = learner.training.annealed(max(trained, 1), judged=True)
     assert training.epochs is not None
     runs = learner.members * (learner.folds if target is None or valid is None else 1)
     watch.begin("classifiers", runs * training.epochs, modality=name, epochs=training.epochs)
     keys = jax.random.split(key, learner.members)
     if target is None or valid is None:
-        found = []
-        for member in range(learner.members):
-            watch.run(member=member)
-            found.append(
-                crossfit(
-                    keys[member],
-                    model,
-                    modality.x,
-                    modality.t,
-                    folds=learner.folds,
-                    training=training,
-                    augment=learner.augment,
-                    on_epoch=watch.on_epoch,
-                )
-            )
-        fitted, held_out, labels = _stacked([run.fitted for run in found]), None, modality.t
-        target_logits = tuple(run.logits for run in found)
+        found = crossfit_members(
+            keys, model, modality.x, modality.t, learner.folds, training, learner.augment, None, watch.on_epoch
+        )
+        fitted, held_out, labels, target_logits = found.fitted, None, modality.t, found.logits
     else:
         fitted = fit_ensemble(
             keys,
@@ -116,7 +107,7 @@ def learn(
         )
     columns = jnp.asarray(shared)
     scores, member_scores, calibrated, prior, finite = _scores(
-        target_logits, held_out, labels, modality.t, columns, learner.transform, learner.divide_prior
+        target_logits, held_out, labels, modality.t, columns, as_tree(learner.transform), learner.divide_prior
     )
     bad = np.flatnonzero(~np.asarray(finite))
     if bad.size:
@@ -128,17 +119,41 @@ def learn(
         calibrated.temperature,
         prior,
         columns,
+        as_tree(learner.transform),
         modality.x.shape[1:],
         modality.x.dtype.name,
         model,
-        learner.transform,
     )
     return Representation(scores, member_scores, fitted, calibrated, scorer)
 
 
-@functools.partial(jax.jit, static_argnames=("transform", "divide_prior"))
+def settled(sides: Sequence[Representation]) -> list[Representation]:
+    """The same with one temperature for all modalities whose transform is `tempered()` without one."""
+    open_ones = [side.scores for side in sides if _is_open(side)]
+    if not open_ones:
+        return list(sides)
+    transform = TEMPERED.settled(*open_ones)
+    return [_tempered(side, transform) if _is_open(side) else side for side in sides]
+
+
+def _is_open(side: Representation) -> bool:
+    transform = side.scorer.transform
+    return isinstance(transform, Tempered) and transform.temperature is None
+
+
+@jax.jit
+def _tempered(side: Representation, transform: Tempered) -> Representation:
+    return dataclasses.replace(
+        side,
+        scores=transform(side.scores),
+        member_scores=transform(side.member_scores),
+        scorer=dataclasses.replace(side.scorer, transform=transform),
+    )
+
+
+@functools.partial(jax.jit, static_argnames="divide_prior")
 def _scores(
-    members: Any,
+    members: Array,
     held_out: Array | None,
     labels: Array,
     t: Array,
@@ -147,10 +162,9 @@ def _scores(
     divide_prior: bool,
 ) -> tuple[Array, Array, Calibration, Array | None, Array]:
     """Scores of the mean logits and of each member's, calibrated on those held out (on themselves if None)."""
-    out = jnp.stack(members) if isinstance(members, tuple) else members
-    mean = out.mean(0)
+    mean = members.mean(0)
     found = calibration(mean if held_out is None else held_out.mean(0), labels)
-    prior = log_prior(t, out.shape[-1]) if divide_prior else None
+    prior = log_prior(t, members.shape[-1]) if divide_prior else None
 
     def convert(logits: Array) -> Array:
         return from_logits(
@@ -158,15 +172,10 @@ def _scores(
         )
 
     scores = convert(mean)
-    return scores, jax.vmap(convert)(out), found, prior, jnp.isfinite(scores).all(-1)
+    return scores, jax.vmap(convert)(members), found, prior, jnp.isfinite(scores).all(-1)
 
 
 @functools.partial(jax.jit, static_argnames="model")
 def _member_logits(model: Model, params: PyTree, x: Array) -> Float[Array, "members n K"]:
     """The logits of an ensemble, whose params have a leading axis `[members]`."""
     return jax.lax.map(lambda member: logits(model, member, x), params)
-
-
-@jax.jit
-def _stacked(trees: list[PyTree]) -> PyTree:
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)

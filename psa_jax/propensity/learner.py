@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from psa_jax.propensity.augment import smoothing
+from psa_jax.propensity.augment import SMOOTHINGS
 from psa_jax.propensity.model import Model
-from psa_jax.propensity.scores import centre
+from psa_jax.propensity.scores import TEMPERED
 from psa_jax.propensity.training import Training, check_training
 from psa_jax.types import Augment, brief
 
@@ -20,12 +20,15 @@ class Learner:
     Attributes:
         model: the classifier of the treatment; by default `mlp((256, 256), K)` for vectors `[n, d]` and
             `conv((32, 64, 128), K)` for images `[n, H, W, C]`, K the number of treatments.
-        augment: `(key, batch) -> batch`, a random change that smooths the propensity, or None. The lever that matters
-            most; see `smoothing`, the default.
+        augment: `(key, batch) -> batch`, a random change that smooths the propensity, or None; or a tuple of such,
+            which members take in turn, as by default: noise of 0.3, 0.7 and 1.2 standard deviations for vectors,
+            shifts of 0.05, 0.08 and 0.12 of the canvas for images. The lever that matters most; `psa_jax.tune`
+            chooses it by labels.
         training: see `Training`.
-        members: classifiers to train; their logits are averaged.
+        members: classifiers to train; their logits are averaged. With one, another seed gives other pairs.
         folds: see `crossfit`; without a query only.
-        transform: of logits to scores, see `from_logits`. It should be the same for both modalities.
+        transform: of logits to scores, see `from_logits`; by default `tempered()`. It should be the same for both
+            modalities.
         divide_prior: subtract the log treatment frequencies from the logits, so that scores do not depend on how often
             a treatment was given. It should be the same for both modalities.
 
@@ -40,11 +43,11 @@ class Learner:
     """
 
     model: Model | None = None
-    augment: Augment | None = smoothing
+    augment: Augment | tuple[Augment | None, ...] | None = SMOOTHINGS
     training: Training = Training()
-    members: int = 1
+    members: int = 6
     folds: int = 5
-    transform: Callable[[Any], Any] = centre
+    transform: Callable[[Any], Any] = TEMPERED
     divide_prior: bool = True
 
     def __repr__(self) -> str:
@@ -66,8 +69,11 @@ class Learner:
                 f"model: expected psa_jax.Model(init, apply), such as psa_jax.mlp(...), or psa_jax.from_linen(module), "
                 f"psa_jax.from_nnx(make), got {brief(self.model)}"
             )
-        if self.augment is not None and not callable(self.augment):
-            raise ValueError(f"augment: expected a function (key, batch) -> batch or None, got {self.augment!r}")
+        several = self.augment if isinstance(self.augment, tuple) else (self.augment,)
+        if not several or not all(one is None or callable(one) for one in several):
+            raise ValueError(
+                f"augment: expected a function (key, batch) -> batch, None, or a tuple of them, got {self.augment!r}"
+            )
         if not callable(self.transform):
             raise ValueError(f"transform: expected a function of scores [n, d], got {self.transform!r}")
 

@@ -109,10 +109,10 @@ def conv(
     return from_linen(Conv(_widths(widths), num_treatments, hidden, norm, dropout, standardize))
 
 
-def default_model(name: str, x: Array, num_outputs: int) -> Model:
+def default_model(name: str, x: Array, num_outputs: int, *, width: int = 128) -> Model:
     """A perceptron for vectors, convolutions for images, with `num_outputs` outputs; errors say `name`."""
     if x.ndim == 2:
-        return mlp((256, 256), num_outputs)
+        return mlp((width, width), num_outputs)
     if x.ndim == 4:
         return conv((32, 64, 128), num_outputs)
     raise ValueError(

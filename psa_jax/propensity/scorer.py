@@ -21,17 +21,17 @@ class Scorer:
         treatments: `[d]` the treatments whose columns are kept.
         features: static; the shape of one sample.
         dtype: static; the name of the features' type.
+        transform: see `propensity`; a pytree (`jax.tree_util.Partial` of a function).
         model: static; the classifier.
-        transform: static; see `propensity`.
     """
 
     temperature: Float[Array, ""]
     log_prior: Float[Array, " K"] | None
     treatments: Int[Array, " d"]
+    transform: Callable[[Any], Any]
     features: tuple[int, ...] = static()
     dtype: str = static()
     model: Model = static()
-    transform: Callable[[Any], Any] = static()
 
     def convert(self, out: Float[Array, "n K"]) -> Float[Array, "n d"]:
         """Scores of logits."""

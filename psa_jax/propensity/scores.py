@@ -1,16 +1,22 @@
 """From a classifier to propensity scores: priors, temperature, centring."""
 
+import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from psa_jax.arguments import checked
 from psa_jax.data.samples import check_codes, count_codes
+from psa_jax.propensity.augment import as_tree
 from psa_jax.propensity.model import CHUNK, Model, logits
 from psa_jax.types import Array, Float, Int, Number, PyTree
+
+LEAST_TEMPERATURE = 4.0
 
 
 @checked
@@ -24,6 +30,61 @@ def centre(logits: Float[Array, "... K"]) -> Array:
         [[-1.0, 1.0], [-1.0, 1.0]]
     """
     return logits - logits.mean(-1, keepdims=True)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Tempered:
+    """See `tempered`."""
+
+    temperature: Any = None
+
+    def __call__(self, logits: Array, /) -> Array:
+        """Scores `[..., K]` of logits."""
+        if self.temperature is None:
+            return centre(logits)
+        warm = 2 * jnp.asarray(self.temperature, logits.dtype)
+        root = jax.nn.log_softmax(2 * logits / warm, -1) / 2 + math.log(logits.shape[-1]) / 2
+        return warm * jnp.expm1(root)  # the root of a probability by its logarithm: its derivative stays finite
+
+    def settled(self, *scores: Array) -> "Tempered":
+        """The same with a temperature: its own, or the spread of the given centred scores, at least 4."""
+        if self.temperature is not None:
+            return self
+        spread = [jnp.sqrt(jnp.mean(jnp.square(x))) for x in scores]
+        return Tempered(jnp.maximum(LEAST_TEMPERATURE, functools.reduce(jnp.maximum, spread)))
+
+
+TEMPERED = Tempered()
+
+
+@checked
+def tempered(temperature: float | None = None) -> Callable[[Any], Any]:
+    r"""The Hellinger embedding of tempered propensities, `2 T (sqrt(K p_k) - 1)` with `p = softmax(logits / T)`.
+
+    Distances between logits are decided by the log-odds of treatments that are improbable anyway, which are mostly
+    noise; the distance between roots of probabilities bounds them. Up to its scale it is Hellinger's; as T grows it
+    becomes the distance between centred logits.
+
+    Args:
+        temperature: T, above zero; traced. None leaves it to `align`: the root mean square of the centred scores of
+            the modality where it is larger, at least 4. It should be the same for both modalities.
+
+    Returns:
+        A function of logits `[..., K]`, hashable and a pytree; without a temperature it centres them.
+
+    Raises:
+        ValueError: a temperature that is not positive, if it is known.
+
+    Example:
+        >>> tempered(1e4)(jnp.array([[1.0, 3.0]])).round(2).tolist()
+        [[-1.0, 1.0]]
+        >>> tempered(1.0)(jnp.array([[0.0, -50.0, -70.0, -90.0]])).round(2).tolist()
+        [[2.0, -2.0, -2.0, -2.0]]
+    """
+    if temperature is not None and not isinstance(temperature, Tracer) and not 0 < float(temperature) < math.inf:
+        raise ValueError(f"temperature: expected a number above zero, got {temperature}")
+    return Tempered(temperature)
 
 
 @checked
@@ -49,7 +110,7 @@ def propensity(
         x: features `[n, ...]`; traced.
         temperature: see `from_logits`; traced.
         log_prior: see `from_logits`; traced.
-        transform: see `from_logits`; static, so a module-level function.
+        transform: see `from_logits`; static, so a module-level function, but for `tempered`, which is traced.
         treatments: see `from_logits`; traced, but of static length.
         chunk: the most samples evaluated at a time; static. It changes no result.
 
@@ -78,22 +139,22 @@ def propensity(
         temperature,
         log_prior,
         treatments,
+        as_tree(transform),
         model=model,
-        transform=transform,
         chunk=chunk,
     )
 
 
-@functools.partial(jax.jit, static_argnames=("model", "transform", "chunk"))
+@functools.partial(jax.jit, static_argnames=("model", "chunk"))
 def _propensity(
     params: Any,
     x: Any,
     temperature: Any,
     log_prior: Any,
     treatments: Any,
+    transform: Any,
     *,
     model: Any,
-    transform: Any,
     chunk: int,
 ) -> Array:
     out = logits(model, params, x, chunk)
@@ -121,7 +182,8 @@ def from_logits(
         log_prior: `[K]` log frequencies of the treatments in the classifier's training data, see the function
             `log_prior`. Not to be given for a classifier trained with inverse frequency class weights: those
             have made the frequencies equal already.
-        transform: `[n, d] -> [n, ...]`. `centre` by default; `jax.nn.log_softmax` gives log posteriors.
+        transform: `[n, d] -> [n, ...]`. `centre` by default; `tempered(8.0)` bounds what improbable treatments say;
+            `jax.nn.log_softmax` gives log posteriors.
         treatments: `[d]` integer ids of the columns to keep: the treatments that both modalities have.
 
     Raises:
@@ -171,4 +233,4 @@ def log_prior(t: Int[Array, " n"], num_treatments: int) -> Float[Array, " K"]:
     return jnp.log(jnp.maximum(counts, 1) / jnp.maximum(counts.sum(), 1))
 
 
-__all__ = ["centre", "from_logits", "log_prior", "propensity"]
+__all__ = ["centre", "from_logits", "log_prior", "propensity", "tempered"]

@@ -8,6 +8,7 @@ from jax.core import Tracer
 
 ADAMW = optax.adamw(1e-3, weight_decay=1e-4)
 STEPS, FEWEST_EPOCHS, MOST_EPOCHS = 2000, 20, 500
+ANNEALED_STEPS, FEWEST_ANNEALED, PEAK = 800, 5, 5e-3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,13 +16,14 @@ class Training:
     """The settings of one training: of a classifier, a predictor or a baseline. Static: other settings compile anew.
 
     Attributes:
-        optimizer: by default AdamW with rate 1e-3 and weight decay 1e-4. Give one that is made once: a new
-            `optax.adam(...)` is a new function, and compiles again.
-        epochs: the most passes over the samples; by default as many as make 2000 steps, but at least 20 and at most
-            500.
+        optimizer: by default AdamW with weight decay 1e-4: for classifiers with a rate that falls along a cosine from
+            5e-3 to zero over all steps, for predictors and baselines with rate 1e-3. Give one that is made once: a
+            new `optax.adam(...)` is a new function, and compiles again.
+        epochs: the most passes over the samples; by default as many as make 2000 steps, at least 20 and at most 500;
+            for classifiers with the falling rate 800 steps, at least 5 and at most 500 epochs.
         batch_size: samples in a step, at most all of them.
         patience: stop after that many epochs without a lower loss on validation data; by default a fifth of the
-            epochs where there are such data. `patience=epochs` never stops.
+            epochs where there are such data, never with the falling rate. `patience=epochs` never stops.
 
     Raises:
         ValueError: numbers that are not integers of at least 1, an optimizer that is none.
@@ -57,6 +59,21 @@ class Training:
         epochs = self.epochs or min(MOST_EPOCHS, max(FEWEST_EPOCHS, -(-STEPS // steps)))
         patience = (self.patience or max(1, epochs // 5)) if judged else None
         return dataclasses.replace(self, epochs=epochs, patience=patience)
+
+    def annealed(self, num_samples: int, *, judged: bool) -> "Training":
+        """`resolved` for a classifier: without an optimizer of its own few steps, whose rate falls, are enough."""
+        if self.optimizer is not None:
+            return self.resolved(num_samples, judged=judged)
+        steps = max(1, num_samples // self.batch_size)
+        epochs = self.epochs or min(MOST_EPOCHS, max(FEWEST_ANNEALED, -(-ANNEALED_STEPS // steps)))
+        return dataclasses.replace(self, epochs=epochs, patience=(self.patience or epochs) if judged else None)
+
+    def falling(self, num_samples: int) -> "Training":
+        """The same, resolved before, with the default optimizer of classifiers if it has none. Inside `jit` only."""
+        if self.optimizer is not None or self.epochs is None:
+            return self
+        rate = optax.cosine_decay_schedule(PEAK, self.epochs * max(1, num_samples // self.batch_size))
+        return dataclasses.replace(self, optimizer=optax.adamw(rate, weight_decay=1e-4))
 
     def __repr__(self) -> str:
         """What differs from the default."""

@@ -225,14 +225,14 @@ def test_files_that_do_not_fit(tmp_path):
     io.save(tmp_path / "other.npz", {"x": jnp.ones(3)})
     with pytest.raises(ValueError, match="expected a file made by save_alignment"):
         io.load_alignment(tmp_path / "other.npz")
-    with pytest.raises(ValueError, match=r"model_a: expected .*8.*, as saved, got .*256"):
+    with pytest.raises(ValueError, match=r"model_a: expected .*8.*, as saved, got .*128"):
         io.load_alignment(tmp_path / "it.npz")
     with pytest.raises(ValueError, match=r"kernel: expected .*Gibbs.*, as saved, got .*SharedNeighbours"):
         io.load_alignment(tmp_path / "it.npz", **MODELS, matcher=psa.snn)
     other = functools.partial(psa.sinkhorn, cost=psa.squared_euclidean)
     with pytest.raises(ValueError, match=r"kernel: expected .*euclidean.*, as saved, got .*squared_euclidean"):
         io.load_alignment(tmp_path / "it.npz", **MODELS, matcher=other)
-    with pytest.raises(ValueError, match=r"transform: expected .*centre.*, as saved, got .*log_softmax"):
+    with pytest.raises(ValueError, match=r"transform: expected .*Tempered, as saved, got .*log_softmax"):
         io.load_alignment(tmp_path / "it.npz", **MODELS, transform=jax.nn.log_softmax)
     with pytest.raises(ValueError, match="expected a blocked coupling"):
         io.save_alignment(

@@ -44,7 +44,8 @@ def test_numbers_of_training_are_static():
         ({"folds": 2}, "folds: expected at least 3, got 2"),
         ({"folds": None}, "folds: expected an integer of at least 3, got None"),
         ({"model": "mlp"}, r"model: expected psa_jax.Model\(init, apply\).*'mlp'"),
-        ({"augment": 0.1}, r"augment: expected a function \(key, batch\) -> batch or None, got 0.1"),
+        ({"augment": 0.1}, r"augment: expected a function \(key, batch\) -> batch, None, or a tuple of them, got 0.1"),
+        ({"augment": ()}, r"augment: expected a function .* got \(\)"),
         ({"transform": None}, "transform: expected a function of scores"),
         ({"training": {"epochs": 3}}, r"training: expected psa_jax.Training\(epochs=..., batch_size=...\)"),
         ({"training": None}, "training: expected psa_jax.Training"),
@@ -106,8 +107,10 @@ def test_each_modality_has_settings_of_its_own():
     t = jnp.arange(36) % 3
     x = jax.random.normal(jax.random.key(0), (36, 2)) + t[:, None].astype(float)
     data = psa.Unpaired(psa.Modality(x, t), psa.Modality(-x[:30], t[:30]), 3)
-    a = psa.Learner(MODEL, training=psa.Training(ADAM, epochs=2), members=2, folds=3)
-    b = psa.Learner(psa.linear(3), None, psa.Training(epochs=4, batch_size=8, patience=4), folds=4, divide_prior=False)
+    a = psa.Learner(MODEL, training=psa.Training(ADAM, epochs=2), members=2, folds=3, transform=psa.centre)
+    b = psa.Learner(
+        psa.linear(3), None, psa.Training(epochs=4, batch_size=8, patience=4), 1, 4, psa.centre, divide_prior=False
+    )
     found = psa.align(jax.random.key(1), data, a=a, b=b)
     assert found.member_scores_a.shape == (2, 36, 3)
     assert found.member_scores_b.shape == (1, 30, 3)
