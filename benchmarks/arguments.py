@@ -85,6 +85,7 @@ def calls():
         "fit_predictor_ensemble": {"keys": jax.random.split(KEY, 2), **predictor, "progress": False},
         "foscttm": {"y_hat": X, "y": X, "t": T, "convention": "ours", "rows": jnp.arange(3)},
         "from_linen": {"module": MODEL.init.module},
+        "tune": {"key": KEY, "data": data, "a": QUICK, "b": QUICK, "repeats": 2, "progress": False},
         "tempered": {"temperature": 4.0},
         "from_logits": {"logits": X, "temperature": 1.0, "log_prior": None, "transform": psa.centre}
         | {"treatments": None},

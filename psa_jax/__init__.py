@@ -33,6 +33,7 @@ from psa_jax.judge import (
     diagnose,
     held_out_agreement,
     select_eps,
+    tune,
 )
 from psa_jax.match import (
     assignment,
@@ -203,6 +204,7 @@ __all__ = [
     "tempered",
     "trace",
     "translation",
+    "tune",
     "validate",
     "wasserstein1",
 ]

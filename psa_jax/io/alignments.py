@@ -14,6 +14,7 @@ from psa_jax.coupling.blocked import Blocked
 from psa_jax.coupling.coupling import Coupling
 from psa_jax.coupling.shrink import Shrunk, shrink
 from psa_jax.data.groups import Bucket, Groups
+from psa_jax.io.alignment_checks import check_description, check_plan
 from psa_jax.io.archive import check_version, fitted_in, pack, read_leaves, reading, write_archive
 from psa_jax.io.described import describe, today
 from psa_jax.judge.evidence import Evidence
@@ -30,7 +31,6 @@ from psa_jax.propensity.scores import Tempered, centre
 from psa_jax.types import Array
 
 _KIND = "psa_jax alignment"
-FLOATS = ("float16", "bfloat16", "float32", "float64")
 _VERSION = 3  # 1, which files of psa_jax 0.4 do not say, names modules of that version; 3 has more in `info.details`
 
 
@@ -108,7 +108,7 @@ def load_alignment(
         raise ValueError(f"{path}: expected a file made by save_alignment, got another archive")
     check_version(path, version := meta.get("version", 1), _VERSION)
     with reading(path, "a file made by save_alignment"):
-        _check(meta, leaves)
+        check_description(meta, leaves)
     if transform is None:
         transform = centre if today(meta["transform"]) == describe(centre) else Tempered()
     with reading(path, "an alignment by the models, the matcher and the transform that are given"):
@@ -126,7 +126,7 @@ def load_alignment(
             raise ValueError(f"{path}: {name}: expected {saved}, as saved, got {now}")
     alignment = fitted_in(path, leaves, tree)
     with reading(path, "a file made by save_alignment"):
-        _check_plan(alignment)
+        check_plan(alignment)
     return alignment
 
 
@@ -209,9 +209,10 @@ def _like(
                 break
         else:
             raise ValueError(f"projection: made by a matcher of kernel {saved['kernel']}, which was not given")
-        arrays = [like(f".projection.{name}") for name in ("eps", "weight_a", "weight_b", "slope_a", "slope_b")]
+        names = ("eps", "weight_a", "weight_b", "slope_a", "slope_b")
+        arrays = {name: like(f".projection.{name}") for name in names}
         found = Evidence(like(".projection.evidence.z"), like(".projection.evidence.p_value"))
-        return Projection(law, *arrays, found, saved["most"])
+        return Projection(law, **arrays, evidence=found, most=saved["most"])
 
     return Alignment(
         jax.eval_shape(match, like(".scores_a"), like(".scores_b"), groups),
@@ -255,79 +256,3 @@ def _told_then(coupling: Any, leaves: dict[str, Any]) -> Any:
 
     blocks = tuple(dataclasses.replace(block, coupling=then(block.coupling)) for block in coupling.blocks)
     return then(dataclasses.replace(coupling, blocks=blocks))
-
-
-def _check(meta: dict[str, Any], leaves: dict[str, Any]) -> None:
-    """Raises a `ValueError` that says which part of what a file says of its alignment is none."""
-
-    def is_size(value: Any) -> bool:
-        return type(value) is int and 0 < value < 2**31
-
-    def each(value: Any, test: Callable[[Any], bool]) -> bool:
-        return isinstance(value, list) and all(map(test, value))
-
-    def text(value: Any) -> bool:
-        return isinstance(value, str)
-
-    def flag(value: Any) -> bool:
-        return isinstance(value, bool)
-
-    fits = {
-        "shape": lambda value: each(value, is_size) and len(value) == 2,
-        "buckets": lambda value: is_size(value) and value <= len(leaves),
-        "shrunk": lambda value: each(value, flag),
-        "flipped": flag,
-        "kernel": text,
-        "transform": text,
-        "model_a": text,
-        "model_b": text,
-        "features_a": lambda value: each(value, is_size),
-        "features_b": lambda value: each(value, is_size),
-        "dtype_a": lambda value: value in FLOATS,
-        "dtype_b": lambda value: value in FLOATS,
-    }
-    for name, test in fits.items():
-        if name not in meta or not test(meta[name]):
-            raise ValueError(f"{name}: got {str(meta.get(name, 'nothing'))[:40]}")
-    saved = meta.get("projection")
-    if saved is not None and not (
-        isinstance(saved, dict) and text(saved.get("kernel")) and (saved.get("most") is None or is_size(saved["most"]))
-    ):
-        raise ValueError(f"projection: got {str(saved)[:40]}")
-    names = meta.get("names")
-    if names is not None and not (each(names, text) and len(names) == leaves[".groups.sizes_a"].size):
-        raise ValueError(f"names: expected one for each treatment, got {str(names)[:40]}")
-
-
-def _check_plan(alignment: Alignment) -> None:
-    """Raises a `ValueError` unless the groups are a plan of samples that there are, each at most once."""
-    groups, coupling = alignment.groups, alignment.coupling
-    assert isinstance(coupling, Blocked)
-    blocks = (coupling.T if coupling.blocks[0].coupling.flipped else coupling).blocks
-    for scorer in (alignment.scorer_a, alignment.scorer_b):
-        if scorer is not None:
-            found = np.asarray(scorer.treatments)
-            codes = np.arange(groups.num_treatments)
-            if found.ndim != 1 or not np.array_equal(np.sort(found), np.intersect1d(found, codes)):
-                raise ValueError(
-                    f"scorers: expected different codes below {groups.num_treatments}, got {found.tolist()}"
-                )
-    for side, ids, sizes, scores, n in (
-        ("a", "rows", groups.sizes_a, alignment.scores_a, groups.shape[0]),
-        ("b", "cols", groups.sizes_b, alignment.scores_b, groups.shape[1]),
-    ):
-        sizes = np.asarray(sizes, np.int64)
-        if scores.shape[0] != n or (sizes < 0).any() or sizes.sum() != n:
-            raise ValueError(f"sizes_{side}: expected treatments of {n} samples, got {sizes.sum()} of {len(scores)}")
-        seen = np.zeros(n + 1, np.int64)
-        for bucket, block in zip(groups.buckets, blocks, strict=True):
-            place, t = np.asarray(getattr(bucket, ids)), np.asarray(bucket.treatment)
-            if not np.array_equal(place, np.asarray(getattr(block, ids))):
-                raise ValueError(f"groups: expected the {ids} of the coupling's blocks, got others")
-            if min(place.min(), t.min()) < 0 or place.max() > n or t.max() >= sizes.size:
-                raise ValueError(f"groups: expected {ids} in [0, {n}] and {sizes.size} treatments, got others")
-            if not np.array_equal((place < n).sum(1), sizes[t]):
-                raise ValueError(f"groups: expected as many {ids} as the treatment has samples, got others")
-            np.add.at(seen, place, 1)
-        if (seen[:n] > 1).any():
-            raise ValueError(f"groups: expected each of the {ids} at most once, got some twice")

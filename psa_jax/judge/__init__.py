@@ -10,15 +10,18 @@ from psa_jax.judge.eps_sweep import EpsSweep
 from psa_jax.judge.evidence import Evidence
 from psa_jax.judge.projection import Projection, fit_projection
 from psa_jax.judge.sweep import calibrated_coupling, select_eps
+from psa_jax.judge.tune import Tuned, tune
 
 __all__ = [
     "Diagnosis",
     "EpsSweep",
     "Evidence",
     "Projection",
+    "Tuned",
     "calibrated_coupling",
     "diagnose",
     "fit_projection",
     "held_out_agreement",
     "select_eps",
+    "tune",
 ]
