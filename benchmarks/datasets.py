@@ -27,7 +27,7 @@ def balls(seed):
     key_train, key_test = jax.random.split(jax.random.key(seed))
     train, _ = psa.datasets.balls(key_train, num_samples=4000, image_size=32)
     test, truth = psa.datasets.balls(key_test, num_samples=2000, image_size=32)
-    learner = psa.Learner(psa.conv((32, 64, 128), 12), training=psa.Training(epochs=15, patience=15))
+    learner = psa.Learner(psa.conv((32, 64, 128), 12), training=psa.Training(epochs=15, patience=15), members=1)
     return train, test, truth, {"query": test, "a": learner, "b": learner}
 
 

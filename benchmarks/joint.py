@@ -180,7 +180,7 @@ def compare(args, seed):
     models = {"a": model, "b": model}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", psa.AlignmentWarning)
-        learner = psa.Learner(model, training=psa.Training(epochs=args.epochs))
+        learner = psa.Learner(model, training=psa.Training(epochs=args.epochs), members=1)
         first = psa.align(key_align, train_data, query=test, valid=valid, a=learner, b=learner)
     fitted = {"a": first.fitted_a.params, "b": first.fitted_b.params}
     params = jax.tree.map(lambda leaf: leaf[0], fitted)

@@ -35,7 +35,7 @@ def balls(seed):
     train, _ = psa.datasets.balls(key_train, num_samples=2000, image_size=32)
     test, truth = psa.datasets.balls(key_test, num_samples=1000, image_size=32)
     learner = psa.Learner(
-        psa.conv((32, 64, 128), 12), psa.translation(0.05), training=psa.Training(epochs=12, patience=12)
+        psa.conv((32, 64, 128), 12), psa.translation(0.05), training=psa.Training(epochs=12, patience=12), members=1
     )
     return train, test, truth, {"query": test, "a": learner, "b": learner}
 

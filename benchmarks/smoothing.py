@@ -29,7 +29,7 @@ def run(num_train, num_test, epochs, seed):
     for amount in AMOUNTS:
         start = time.perf_counter()
         training = psa.Training(epochs=epochs, patience=epochs)
-        learner = psa.Learner(model, psa.translation(amount), training=training)
+        learner = psa.Learner(model, psa.translation(amount), training=training, members=1)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", psa.AlignmentWarning)
             out = psa.align(key_align, train, query=test, a=learner, b=learner)

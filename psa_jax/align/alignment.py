@@ -135,6 +135,13 @@ class Alignment:
         """Scores new samples of modality b, as `score_a`."""
         return _score("scorer_b", self.scorer_b, self.fitted_b, x)
 
+    def verdict(self) -> list[tuple[str, str]]:
+        """What to believe, in words that name treatments: the evidence, how much `project` believes, what could help.
+
+        The end of `summary`; empty while traced, and for an alignment made by hand.
+        """
+        return [] if self.projection is None else verdict(self.projection, self.groups, self.names)
+
     def summary(self) -> str:
         """What was aligned and how that went, in a few lines: sizes, what was matched, treatments by name."""
         head, *facts = self._facts()
@@ -186,7 +193,7 @@ class Alignment:
                     measured["temperature"] = found.temperature
                     text += "".join(f", {name} {float(value):.3g}" for name, value in measured.items())
                 facts.append((f"classifiers of {side}", text))
-        return facts + (verdict(self.projection, self.groups, self.names) if self.projection is not None else [])
+        return facts + self.verdict()
 
 
 def joined(

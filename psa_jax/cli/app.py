@@ -11,6 +11,7 @@ from psa_jax.cli import jobs
 from psa_jax.cli.errors import Commands
 from psa_jax.cli.running import run
 from psa_jax.cli.show import Show
+from psa_jax.propensity import Learner
 
 MOST = 2**31 - 1  # of 32 bits
 
@@ -66,7 +67,7 @@ def demo(
     ] = None,
     epochs: Annotated[
         int | None,
-        typer.Option(min=1, max=MOST, help="Passes over the data. Default: 15 for balls, 2000 steps for digits."),
+        typer.Option(min=1, max=MOST, help="Passes over the data. Default: 15 for balls, 800 steps for digits."),
     ] = None,
     force: Force = False,
     debug: Debug = False,
@@ -113,9 +114,11 @@ def align(
     seed: Seed = 0,
     epochs: Annotated[
         int | None,
-        typer.Option(min=1, max=MOST, help="The most passes over the data. Default: as many as make 2000 steps."),
+        typer.Option(min=1, max=MOST, help="The most passes over the data. Default: as many as make 800 steps."),
     ] = None,
-    members: Annotated[int, typer.Option(min=1, max=MOST, help="Classifiers to average for each modality.")] = 1,
+    members: Annotated[
+        int, typer.Option(min=1, max=MOST, help="Classifiers to average for each modality.")
+    ] = Learner.members,
     folds: Annotated[
         int, typer.Option(min=3, max=MOST, help="Of cross-fitting, at most as many as there are cells.")
     ] = 5,

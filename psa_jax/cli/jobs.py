@@ -1,6 +1,7 @@
 """What the commands do: read or draw data, align, measure, write."""
 
 import functools
+import textwrap
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -42,6 +43,7 @@ def balls(folder: Path, show: Show, *, seed: int, num_samples: int, epochs: int)
         model=conv(BALLS_WIDTHS, train.num_treatments),
         augment=translation(BALLS_SHIFT),
         training=Training(epochs=epochs),
+        members=1,  # a demo is short
     )
     with show.noting():
         alignment = show.aligning(
@@ -158,6 +160,9 @@ def cells(
     common |= _epochs(alignment)
     show.table(lambda width: treatments_table(report["treatments"], loaded.modalities, width))
     show.say(status_line(states))
+    believed = dict(alignment.verdict())
+    for name, text in believed.items():
+        show.say(textwrap.fill(f"{name}: {text}.", 80, subsequent_indent="  ", break_on_hyphens=False))
     if known:
         show.table(lambda width: metrics_table(metric_rows(reports, label), width))
         show.say(verdict(reports[label], label))
@@ -170,6 +175,7 @@ def cells(
             "cells": {"a": len(loaded.cells_a), "b": len(loaded.cells_b), "known_pairs": known},
             "features": loaded.num_features,
             "unlabelled": loaded.unlabelled,
+            "verdict": believed,
             **report,
         },
     )

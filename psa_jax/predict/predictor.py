@@ -31,7 +31,7 @@ def fit_predictor(
     x_b: Float[Array, "m ..."],
     coupling: Law,
     *,
-    loss: Loss = "unbiased",
+    loss: Loss = "barycentric",
     training: Training = Training(),
     valid: Samples | None = None,
     augment: Augment | None = None,
@@ -62,8 +62,9 @@ def fit_predictor(
             the default that `align` has for such inputs; the result keeps it. Static.
         x_a: inputs `[n, ...]`.
         x_b: targets `[m, ...]`; predicted as vectors.
-        coupling: of `n` rows and `m` columns.
-        loss: static.
+        coupling: of `n` rows and `m` columns; for the default loss `alignment.projection.law`, whose averages are
+            believed only as far as labels confirm them.
+        loss: static; by default the one that predicts best through every learnt coupling of `benchmarks/RESULTS.md`.
         training, augment, on_epoch: as in `fit`; augment changes inputs only.
         progress: as in `align`, in place of `on_epoch`.
         valid: `(x_a, x_b, coupling)` of other samples: the parameters of the epoch with the lowest error on them are
@@ -110,7 +111,7 @@ def fit_predictor_ensemble(
     x_b: Float[Array, "m ..."],
     coupling: Law,
     *,
-    loss: Loss = "unbiased",
+    loss: Loss = "barycentric",
     training: Training = Training(),
     valid: Samples | None = None,
     augment: Augment | None = None,

@@ -227,7 +227,7 @@ def test_an_augmentation_may_be_a_plain_function_and_changes_inputs_in_training_
     x, y, mass = tiny()
     given = {"augment": forget, "valid": (x, y, table(mass)), "training": Training(optax.sgd(0.1), epochs=1)}
     for fit, key in ((fit_predictor, KEY), (fit_predictor_ensemble, KEY[None])):
-        fitted = fit(key, AFFINE, x, y, table(mass), **given)
+        fitted = fit(key, AFFINE, x, y, table(mass), loss="unbiased", **given)
         params = jax.tree.map(lambda leaf: leaf.reshape(leaf.shape[-2:] if leaf.size == 4 else 2), fitted.params)
         np.testing.assert_array_equal(params["w"], affine_init(KEY, x)["w"])
         assert np.abs(params["b"]).min() > 0
@@ -274,7 +274,7 @@ def test_blocks_both_directions_and_images():
     coupling = psa.blockwise(softmax)(u, v, groups)
     x, y = u[:, :2], v[:, 1:]
     assert int(coupling.unmatched_rows) != int(coupling.unmatched_cols)
-    fit = functools.partial(fit_predictor, KEY, AFFINE, training=Training(epochs=2, batch_size=16))
+    fit = functools.partial(fit_predictor, KEY, AFFINE, loss="unbiased", training=Training(epochs=2, batch_size=16))
     there = fit(x, y, coupling, valid=(x, y, coupling))
     assert int(there.unmatched) == int(coupling.unmatched_cols)
     p, same_treatment = np.asarray(coupling.dense(), float), np.equal.outer(np.asarray(t_a), np.asarray(t_b))
