@@ -8,6 +8,7 @@ import numpy as np
 from psa_jax.align.alignment import Alignment
 from psa_jax.arguments import checked
 from psa_jax.io.cells import Loaded
+from psa_jax.metrics.pairs import project
 
 FEW = 4
 
@@ -43,8 +44,8 @@ def to_mudata(alignment: Alignment, loaded: Loaded, *, treatment: str = "treatme
 
     Returns:
         Features as aligned in `X`; in `obs` the treatment and `psa_status` (see `status`); in `obsm` the
-        scores (`psa_scores`) and the other modality's features as projected (`psa_` and its name; zeros for
-        cells without a partner).
+        scores (`psa_scores`) and the other modality's features by `alignment.project` (`psa_` and its name; NaN for
+        cells without a partner), or by its coupling where it was made by hand.
 
     Raises:
         ImportError: mudata is not installed.
@@ -64,10 +65,10 @@ def to_mudata(alignment: Alignment, loaded: Loaded, *, treatment: str = "treatme
         np.asarray(status(alignment)),
         loaded.modalities,
     )
-    data, law = loaded.data, alignment.coupling
+    data = loaded.data
     sides = {
-        first: (data.a, loaded.cells_a, alignment.scores_a, second, law.apply(data.b.x)),
-        second: (data.b, loaded.cells_b, alignment.scores_b, first, law.T.apply(data.a.x)),
+        first: (data.a, loaded.cells_a, alignment.scores_a, second, _projected(alignment, data.b.x)),
+        second: (data.b, loaded.cells_b, alignment.scores_b, first, _projected(alignment.T, data.a.x)),
     }
     out = {}
     for name, (own, cells, scores, other, projected) in sides.items():
@@ -80,3 +81,8 @@ def to_mudata(alignment: Alignment, loaded: Loaded, *, treatment: str = "treatme
         for category in (DeprecationWarning, FutureWarning):
             warnings.simplefilter("ignore", category)
         return mudata.MuData(out)
+
+
+def _projected(alignment: Alignment, y: Any) -> np.ndarray:
+    law = alignment.coupling if alignment.projection is None else alignment.projection.law
+    return np.asarray(project(law, y))

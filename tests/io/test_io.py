@@ -9,6 +9,7 @@ from scipy import sparse
 
 import psa_jax as psa
 from psa_jax import io
+from psa_jax.metrics.pairs import project
 
 anndata = pytest.importorskip("anndata")
 mudata = pytest.importorskip("mudata")
@@ -344,8 +345,8 @@ def test_to_mudata_and_status():
     rna = mdata.mod["rna"]
     assert rna.obs_names.tolist() == list(loaded.cells_a)
     assert set(rna.obs["psa_status"][rna.obs["drug"] == "z"]) == {"missing in b"}
-    np.testing.assert_allclose(rna.obsm["psa_atac"], alignment.coupling.apply(loaded.data.b.x))
-    np.testing.assert_allclose(mdata.mod["atac"].obsm["psa_rna"], alignment.coupling.T.apply(loaded.data.a.x))
+    np.testing.assert_allclose(rna.obsm["psa_atac"], project(alignment.coupling, loaded.data.b.x))
+    np.testing.assert_allclose(mdata.mod["atac"].obsm["psa_rna"], project(alignment.coupling.T, loaded.data.a.x))
     with pytest.raises(ValueError, match="expected one of"):
         io.to_mudata(alignment, io.from_anndata(cells(), treatment="drug"))
 
