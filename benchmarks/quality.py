@@ -199,6 +199,7 @@ def main():
         pathlib.Path(RESULTS).parent.mkdir(exist_ok=True)
         write(RESULTS, json.dumps(record, indent=1) + "\n")
         report()
+        jax.clear_caches()  # each data set has shapes, and so programs, of its own: a process may hold so many only
         print(f"{name}: {time.perf_counter() - start:.0f} s", flush=True)
 
 

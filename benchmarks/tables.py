@@ -20,7 +20,8 @@ HERE = pathlib.Path(__file__).parent
 README = HERE.parent / "README.md"
 WHOLE = HERE / "README.md"
 NOT_SHOWN = ("ns per pair and iteration", "share of peak")
-QUALITY = {"balls": "scenes", "cite": "bone marrow, RNA and protein", "snare": "cell lines, RNA and chromatin"}
+QUALITY = ("Sachs", "Bodenmiller", "SNARE-seq", "BMMC", "digits", "Sachs, labels permuted")
+RECIPES = ("the paper's", "today")
 
 
 def environment():
@@ -81,25 +82,24 @@ def whole(name):
 
 
 def quality():
-    """What `python -m benchmarks.paper` found of the default and of calibrated couplings: medians over seeds."""
-    rows = []
-    for name, title in QUALITY.items():
-        found = [row for row in whole(f"paper_{name}_small") if row["table"] == "alignment"]
-        if not found:
+    """What `python -m benchmarks.quality` found of the paper's recipe and of today's default: medians over seeds."""
+    found, rows = whole("quality"), []
+    for name in QUALITY:
+        recipes = [[row for row in found if (row["data"], row["recipe"]) == (name, which)] for which in RECIPES]
+        if not all(recipes):
             continue
 
-        def median(match, column, found=found):
-            same = [row for row in found if (row["representation"], row["match"]) == ("PS", match)]
-            return f"{np.median([row[column] for row in same]):.2f}"
+        def median(values):
+            return f"{np.median(list(values)):.2f}"
 
+        before, today = recipes
         rows.append(
             {
-                "data": title,
-                "lift": median("OT", "lift"),
-                "FOSCTTM": median("OT", "FOSCTTM"),
-                "error": median("OT", "error / class mean"),
-                "calibrated: lift": median("OT, calibrated", "lift"),
-                "calibrated: error": median("OT, calibrated", "error / class mean"),
+                "data": name,
+                "the paper's recipe: FOSCTTM": median(row["paper"][1] for row in before),
+                "error": median(row["paper"][2] for row in before),
+                "`align`: FOSCTTM": median(row["FOSCTTM"] for row in today),
+                "error of `project`": median(row["project: error"] for row in today),
             }
         )
     return rows

@@ -157,7 +157,7 @@ def _diagnose(
         "agreement": statistic[0, :-1],
         "null_mean": mean[:-1],
         "null_sd": sd[:-1],
-        "z": found.z,
+        "z": np.where(np.isfinite(found.z), found.z, np.nan),
         "p_value": found.p_value,
         "stability": stability,
         "overall_agreement": statistic[0, -1],

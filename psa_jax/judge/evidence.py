@@ -26,7 +26,7 @@ class Evidence:
     Attributes:
         z: `[T]` how far, in standard deviations, both modalities' covariances between held-out and other columns agree
             within the treatment, beyond those of halves paired at random in one of them; at most the normal deviation
-            of `p_value` where that is above 0.02. NaN where it was not matched or has too few samples.
+            of `p_value` where that is above 0.02. `-inf` where it was not matched or has too few samples.
         p_value: `[]` how often the agreement over all treatments would be as large if the columns of b had been named
             at random; 1 with fewer than five columns, which have too few orders to tell.
     """
@@ -67,7 +67,7 @@ def evidence(key: KeyArray, u: Float[Array, "n d"], v: Float[Array, "m d"], grou
     """
     d = u.shape[1]
     key_columns, key_halves, key_orders = jax.random.split(key, 3)
-    missing = np.full(groups.num_treatments, np.nan)
+    missing = np.full(groups.num_treatments, -np.inf)
     if d < FEWEST_COLUMNS or not groups.buckets:
         return Evidence(jnp.asarray(missing, u.dtype), jnp.ones((), u.dtype))
     if d > MOST_COLUMNS:
@@ -86,7 +86,7 @@ def evidence(key: KeyArray, u: Float[Array, "n d"], v: Float[Array, "m d"], grou
     ]
     s, deviation, size = (np.concatenate([np.asarray(x, float) for x in part]) for part in zip(*found, strict=True))
     enough = size >= FEWEST
-    z = np.where(enough & (deviation > 0), s[:, 0] / np.where(deviation > 0, deviation, 1), np.nan)
+    z = np.where(enough & (deviation > 0), s[:, 0] / np.where(deviation > 0, deviation, 1), -np.inf)
     total = (s * np.where(enough, size, 0)[:, None]).sum(0)
     at_least = (total >= total[0] - 1e-9 * abs(total[0])).sum()
     missing[treatments] = z

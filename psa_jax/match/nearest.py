@@ -68,7 +68,7 @@ def _nearest(u: Array, v: Array, a: Array, b: Array, k: int, cost: Cost) -> Coup
     dtype = float_dtype(u, v, a, b)
     u, v, a, b = alike(*(x.astype(dtype) for x in (u, v, a, b)))
     columns = nearest_ids(u, fill_padding(v, b), b > 0, k, functools.partial(pairwise, cost))
-    used = jnp.minimum(k, (b > 0).sum())
+    used = jnp.minimum(min(k, v.shape[0]), (b > 0).sum())
     log_mass = jnp.log(jnp.where(a > 0, a, 1)) - jnp.log(used.astype(a.dtype))
     left = columns, jnp.broadcast_to(log_mass[:, None], columns.shape)
     finite = all_finite(u, a > 0) & all_finite(v, b > 0)

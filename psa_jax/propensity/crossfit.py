@@ -80,7 +80,7 @@ def crossfit(
         ((9, 2), [3, 3, 3])
     """
     found = crossfit_members(key[None], model, x, t, folds, training, augment, class_weights, on_epoch)
-    return jax.tree.map(lambda leaf: leaf[0], found)
+    return CrossFitted(*jax.tree.map(lambda leaf: leaf[0], found))
 
 
 def crossfit_members(
@@ -93,8 +93,8 @@ def crossfit_members(
     augment: Any,
     class_weights: Any,
     on_epoch: Callable[..., None] | None,
-) -> CrossFitted:
-    """`crossfit` of several keys `[members]`, which take the augments in turn: one program, leaves `[members, ...]`."""
+) -> tuple[Float[Array, "members n K"], Int[Array, "members n"], Fitted]:
+    """`crossfit` of several keys `[members]`, which take the augments in turn, as one program."""
     judged = dataclasses.replace(check_training(training), patience=None)  # by folds, not by data that are given
     x, t, _ = check(model, x, t, None, class_weights, judged)
     if isinstance(t, Tracer):
@@ -116,7 +116,7 @@ def crossfit_members(
         on_epoch=on_epoch,
         vectorize=jax.default_backend() != "cpu" and members * folds * x.nbytes <= VECTORIZE_BYTES,
     )
-    return CrossFitted(out, jnp.asarray(np.stack([fold for fold, _ in dealt]), jnp.int32), fitted)
+    return out, jnp.asarray(np.stack([fold for fold, _ in dealt]), jnp.int32), fitted
 
 
 @functools.partial(jax.jit, static_argnames=("model", "training", "on_epoch", "vectorize"))

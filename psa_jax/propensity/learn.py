@@ -83,10 +83,10 @@ def learn(
     watch.begin("classifiers", runs * training.epochs, modality=name, epochs=training.epochs)
     keys = jax.random.split(key, learner.members)
     if target is None or valid is None:
-        found = crossfit_members(
+        target_logits, _, fitted = crossfit_members(
             keys, model, modality.x, modality.t, learner.folds, training, learner.augment, None, watch.on_epoch
         )
-        fitted, held_out, labels, target_logits = found.fitted, None, modality.t, found.logits
+        held_out, labels = None, modality.t
     else:
         fitted = fit_ensemble(
             keys,

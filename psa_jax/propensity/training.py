@@ -23,7 +23,7 @@ class Training:
             for classifiers with the falling rate 800 steps, at least 5 and at most 500 epochs.
         batch_size: samples in a step, at most all of them.
         patience: stop after that many epochs without a lower loss on validation data; by default a fifth of the
-            epochs where there are such data, never with the falling rate. `patience=epochs` never stops.
+            epochs where there are such data, a third with the falling rate. `patience=epochs` never stops.
 
     Raises:
         ValueError: numbers that are not integers of at least 1, an optimizer that is none.
@@ -66,7 +66,8 @@ class Training:
             return self.resolved(num_samples, judged=judged)
         steps = max(1, num_samples // self.batch_size)
         epochs = self.epochs or min(MOST_EPOCHS, max(FEWEST_ANNEALED, -(-ANNEALED_STEPS // steps)))
-        return dataclasses.replace(self, epochs=epochs, patience=(self.patience or epochs) if judged else None)
+        patience = (self.patience or max(1, epochs // 3)) if judged else None
+        return dataclasses.replace(self, epochs=epochs, patience=patience)
 
     def falling(self, num_samples: int) -> "Training":
         """The same, resolved before, with the default optimizer of classifiers if it has none. Inside `jit` only."""

@@ -152,7 +152,7 @@ def test_a_query_is_aligned_instead(aligned):
     report = psa.evaluate(jax.random.key(1), result, truth, query)["metrics"]
     assert report["latent_mse"]["micro"] < 0.5 * report["latent_mse"]["class_mean"]
     valid, _ = screen(80, seed=6)
-    several = align(jax.random.key(0), data, query=query, valid=valid, members=2)
+    several = align(jax.random.key(0), data, query=query, valid=valid, members=2, transform=psa.centre)
     assert several.member_scores_b.shape == (2, 120, 4)
     np.testing.assert_allclose(several.member_scores_b.mean(0), several.scores_b, atol=1e-5)
     assert float(jnp.abs(several.member_scores_b[0] - several.member_scores_b[1]).max()) > 1e-3

@@ -57,12 +57,12 @@ def test_units_and_the_order_of_samples_change_nothing_that_counts():
 def test_few_columns_few_samples_and_treatments_of_one_side_have_none():
     u, v = views()
     found = evidence(KEY, u[:, :4], v[:, :4], GROUPS)
-    assert np.isnan(found.z).all()
+    assert np.isneginf(found.z).all()
     assert float(found.p_value) == 1
     t_b = np.where(T_B == 3, 2, T_B)
     t_a = np.where((T_A == 4) & (np.arange(T_A.size) % EACH > 2), 5, T_A)
     found = evidence(KEY, u, v, psa.group(t_a, t_b, NUM))
-    assert np.flatnonzero(np.isnan(np.asarray(found.z))).tolist() == [3, 4]
+    assert np.flatnonzero(np.isneginf(found.z)).tolist() == [3, 4]
     assert bool(found.common)
 
 

@@ -181,7 +181,10 @@ def test_new_samples_are_scored_as_the_classifiers_say(queried):
     params = alignment.fitted_a.params
     members = [(i,) for i in range(2)] if queried else [(i, fold) for i in range(2) for fold in range(3)]
     logits = [mapped(jax.tree.map(lambda leaf, at=at: leaf[at], params), new.a.x)[0] for at in members]
-    wanted = psa.from_logits(sum(logits) / len(logits), temperature=scorer.temperature, log_prior=scorer.log_prior)
+    mean = sum(logits) / len(logits)
+    wanted = psa.from_logits(
+        mean, temperature=scorer.temperature, log_prior=scorer.log_prior, transform=scorer.transform
+    )
     chex.assert_trees_all_close(found, wanted, atol=1e-5)
     if queried:
         again = alignment.score_a(problem(60, 2).a.x)
