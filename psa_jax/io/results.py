@@ -74,7 +74,7 @@ def to_mudata(alignment: Alignment, loaded: Loaded, *, treatment: str = "treatme
     for name, (own, cells, scores, other, projected) in sides.items():
         t = np.asarray(own.t)
         obs = pd.DataFrame({treatment: names[t], "psa_status": states[t]}, index=pd.Index(cells, dtype=object))
-        obsm = {"psa_scores": np.asarray(scores), f"psa_{other}": np.asarray(projected)}
+        obsm: dict[str, Any] = {"psa_scores": np.asarray(scores), f"psa_{other}": np.asarray(projected)}
         var = pd.DataFrame(index=pd.Index([f"{name}_{i}" for i in range(own.x.shape[1])], dtype=object))
         out[name] = anndata.AnnData(np.asarray(own.x), obs=obs, var=var, obsm=obsm)
     with warnings.catch_warnings():  # of these packages, about each other
@@ -83,6 +83,6 @@ def to_mudata(alignment: Alignment, loaded: Loaded, *, treatment: str = "treatme
         return mudata.MuData(out)
 
 
-def _projected(alignment: Alignment, y: Any) -> np.ndarray:
+def _projected(alignment: Alignment, y: Any) -> Any:
     law = alignment.coupling if alignment.projection is None else alignment.projection.law
     return np.asarray(project(law, y))
