@@ -21,7 +21,7 @@ T = jnp.arange(N) % K
 X = jax.random.normal(KEY, (N, 4))
 W = jnp.full(N, 1 / N)
 MODEL = psa.linear(K)
-QUICK = psa.Learner(MODEL, training=psa.Training(epochs=1), folds=3)
+QUICK = psa.Learner(MODEL, training=psa.Training(epochs=1), folds=3, members=2)
 
 
 @functools.cache

@@ -17,7 +17,7 @@ MATCHED = [t for t, (n, m) in enumerate(zip(SIZES_A, SIZES_B, strict=True)) if n
 def learner(base=None, /, **changes):
     """A learner with other settings, those of its training among them."""
     training = {name: changes.pop(name) for name in TRAINING if name in changes}
-    base = base or psa.Learner()
+    base = base or psa.Learner(members=1)
     return dataclasses.replace(base, training=dataclasses.replace(base.training, **training), **changes)
 
 

@@ -16,7 +16,7 @@ def objects():
     t_a, t_b = np.append(rng.integers(0, 3, 27), [0, 1, 2]), np.append(rng.integers(0, 2, 22), [0, 1, 3])
     x_a, x_b = (rng.normal(size=(t.size, 3)).astype("float32") + 3 * (t[:, None] % 2) for t in (t_a, t_b))
     data = psa.Unpaired.from_labels(x_a.astype("float32"), NAMES[t_a], x_b.astype("float32"), NAMES[t_b])
-    quick = psa.Learner(psa.linear(4), training=psa.Training(epochs=2), folds=3)
+    quick = psa.Learner(psa.linear(4), training=psa.Training(epochs=2), folds=3, members=2)
     with pytest.warns(psa.AlignmentWarning, match="treatments drug B, only b: "):
         alignment = psa.align(jax.random.key(0), data, a=quick, b=quick)
     scores = jnp.concatenate([alignment.scores_a, jnp.sin(alignment.scores_a)], 1)

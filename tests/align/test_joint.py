@@ -106,7 +106,7 @@ def test_other_peoples_models(model):
     fitted = psa.fit(jax.random.key(0), model, x, t, training=training)
     assert fitted.history.train_loss[-1] < 0.8 * fitted.history.train_loss[0]
     assert psa.propensity(model, fitted.params, x).shape == (90, T)
-    a, b = (psa.Learner(one, training=psa.Training(epochs=3), folds=3) for one in (model, PLAIN))
+    a, b = (psa.Learner(one, training=psa.Training(epochs=3), folds=3, members=1) for one in (model, PLAIN))
     found = psa.align(jax.random.key(1), data, a=a, b=b)
     chex.assert_tree_all_finite(found.coupling.apply(data.b.x))
 

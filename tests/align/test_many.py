@@ -105,7 +105,9 @@ def test_three_views_agree():
             [a, b, c],
             4,
             reference=1,
-            learners=psa.Learner(psa.linear(4), training=psa.Training(optax.adam(3e-2), epochs=100), folds=3),
+            learners=psa.Learner(
+                psa.linear(4), training=psa.Training(optax.adam(3e-2), epochs=100), folds=3, members=1
+            ),
         )
     assert found.couplings[1] is None
     groups = psa.group(a.t, c.t, 4)

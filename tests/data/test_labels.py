@@ -126,7 +126,7 @@ def test_data_of_labels():
 def test_treatments_are_named_in_warnings_and_reports():
     few = T != 2
     data = psa.Unpaired.from_labels(X, LABELS, X[few], LABELS[few])
-    learner = psa.Learner(psa.linear(3), training=psa.Training(epochs=1), folds=3)
+    learner = psa.Learner(psa.linear(3), training=psa.Training(epochs=1), folds=3, members=1)
     with pytest.warns(psa.AlignmentWarning, match="only one modality has treatments drug 2: 13 samples of a and 0"):
         found = psa.align(jax.random.key(0), data, a=learner, b=learner)
     assert found.names == data.names

@@ -54,7 +54,7 @@ def test_names_of_treatments_are_kept(tmp_path):
     t, labels = np.arange(30) % 2, np.array(["control", "drug"])
     x = np.random.default_rng(0).normal(size=(30, 2)).astype("float32") + t[:, None]
     data = psa.Unpaired.from_labels(x, labels[t], -x, labels[t])
-    quick = psa.Learner(psa.linear(2), training=psa.Training(epochs=1), folds=3)
+    quick = psa.Learner(psa.linear(2), training=psa.Training(epochs=1), folds=3, members=1)
     alignment = psa.align(jax.random.key(0), data, a=quick, b=quick)
     psa.io.save_alignment(tmp_path / "it.npz", alignment)
     back = psa.io.load_alignment(tmp_path / "it.npz", model_a=quick.model, model_b=quick.model)

@@ -166,7 +166,7 @@ def problem(n=90, seed=0):
 
 MODEL = psa.mlp((8,), 3)
 MODELS = {"model_a": MODEL, "model_b": MODEL}
-LEARNER = psa.Learner(MODEL, training=psa.Training(epochs=4), folds=3)
+LEARNER = psa.Learner(MODEL, training=psa.Training(epochs=4), folds=3, members=1)
 
 
 @pytest.mark.slow
@@ -216,7 +216,7 @@ def test_a_saved_alignment_gives_the_same_bits(tmp_path, shrunk):
 @pytest.mark.slow
 def test_default_models_and_another_process(tmp_path):
     data = problem(45)
-    one = psa.Learner(training=psa.Training(epochs=1), folds=3)
+    one = psa.Learner(training=psa.Training(epochs=1), folds=3, members=1)
     alignment = psa.align(jax.random.key(0), data, a=one, b=one)
     io.save_alignment(tmp_path / "it.npz", alignment)
     chex.assert_trees_all_equal(io.load_alignment(tmp_path / "it.npz"), alignment)
