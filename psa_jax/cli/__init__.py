@@ -1,5 +1,4 @@
-"""The command line, `psa-jax`; needs typer and rich."""
+"""The command line, `psa-jax`; needs typer and rich.
 
-from psa_jax.cli.start import main
-
-__all__ = ["main"]
+It begins in `start.py`, which an installation has as `psa_jax_start`, beside this package.
+"""

@@ -253,7 +253,7 @@ def test_help_and_version():
 
 
 def test_missing_packages_are_named():
-    code = "import sys; sys.modules['typer'] = None; from psa_jax.cli import main; main()"
+    code = "import sys; sys.modules['typer'] = None; from psa_jax_start import main; main()"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.returncode == 1
     assert "pip install typer rich" in result.stderr
