@@ -22,7 +22,6 @@ from benchmarks.cuts import CUTS, as_jax, known_here
 from benchmarks.problems import Problem
 from benchmarks.quality_report import report
 from benchmarks.tables import HERE, environment, write
-from psa_jax.data.groups import Bucket
 from psa_jax.judge.projection import fit_projection
 from psa_jax.propensity.training import ADAMW
 
@@ -32,7 +31,7 @@ RESULTS = HERE / "results" / "quality.json"
 BEFORE = psa.Training(optimizer=ADAMW)  # version 0.4.0: a constant rate, as many steps as its defaults made
 
 
-def _train(name, cut, learner, seed):
+def _train(cut, learner, seed):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", psa.AlignmentWarning)
         out = psa.align(
@@ -62,18 +61,22 @@ FAMILIES = {
 }
 
 
-def scores(name, family, seed, cut, fresh=False):
+def scores(name, family, seed, cut):
     """Members' scores of both modalities, centred, and the seconds of their training; kept ones where there are."""
-    path = KEPT / f"{name.replace(' ', '_').replace(',', '')}-{family}-{seed}.npz"
-    if not path.exists() or fresh:
+    path = KEPT / f"{_stem(name)}-{family}-{seed}.npz"
+    if not path.exists():
         start = time.perf_counter()
         make = FAMILIES[family]
-        u, v = _paper(cut, seed) if make is None else _train(name, cut, make(cut), seed)
+        u, v = _paper(cut, seed) if make is None else _train(cut, make(cut), seed)
         u, v = jax.block_until_ready((u, v))
         KEPT.mkdir(exist_ok=True)
         np.savez(path, u=u, v=v, seconds=time.perf_counter() - start)
     with np.load(path) as file:
         return jnp.asarray(file["u"]), jnp.asarray(file["v"]), float(file["seconds"])
+
+
+def _stem(name):
+    return name.replace(" ", "_").replace(",", "")
 
 
 def tempered(u, v):
@@ -134,7 +137,7 @@ def error_of(law, y, true, groups, shapes):
     return float(jnp.sum((law.apply(y) - true) ** 2) / jnp.sum((blind - true) ** 2))
 
 
-def measure(name, seed, fresh):
+def measure(name, seed):
     """The rows of one data set and seed."""
     cut = CUTS[name](seed)
     data = cut.aligned
@@ -144,7 +147,7 @@ def measure(name, seed, fresh):
     back = jnp.zeros_like(pair).at[pair].set(jnp.arange(pair.size, dtype=pair.dtype))
     rows, levels = [], {}
     for recipe, family, members, embed in RECIPES:
-        u, v, seconds = scores(name, family, seed, cut, fresh and members == slice(None) and embed is not plain)
+        u, v, seconds = scores(name, family, seed, cut)
         u, v = embed(u[members], v[members])
         curve = np.asarray(sweep(u, v, groups, y_b, pair, t, jnp.asarray(EPS, jnp.float32)))
         start = time.perf_counter()
@@ -166,7 +169,7 @@ def measure(name, seed, fresh):
                 "least FOSCTTM": float(curve[:, 1].min()),
                 "coupling: error": float(default[2]),
                 "project: error": error_of(found.law, y_b, y_b[pair], groups, (u, v)),
-                "project, b to a: error": error_of(found.T.law, y_a, y_a[back], _flipped(groups), (v, u)),
+                "project, b to a: error": error_of(found.T.law, y_a, y_a[back], groups.T, (v, u)),
                 "evidence": float(np.mean(np.asarray(found.evidence.found)[matched])) if matched.any() else 0.0,
                 "eps to project": float(found.eps),
                 "seconds": round(seconds, 1),
@@ -178,12 +181,6 @@ def measure(name, seed, fresh):
     return rows
 
 
-def _flipped(groups):
-    """The plan with the modalities exchanged."""
-    buckets = tuple(Bucket(bucket.cols, bucket.rows, bucket.treatment) for bucket in groups.buckets)
-    return psa.Groups(buckets, groups.sizes_b, groups.sizes_a, groups.shape[::-1])
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", nargs="+", choices=CUTS, default=known_here())
@@ -192,8 +189,10 @@ def main():
     args = parser.parse_args()
     kept = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else []
     for name in args.data:
+        for path in KEPT.glob(f"{_stem(name)}-*.npz") if args.fresh else ():
+            path.unlink()
         start = time.perf_counter()
-        rows = [row for seed in range(args.seeds) for row in measure(name, seed, args.fresh)]
+        rows = [row for seed in range(args.seeds) for row in measure(name, seed)]
         kept = [row for row in kept if row["data"] != name] + rows
         record = {"settings": {"seeds": args.seeds, "eps": EPS}, "environment": environment(), "rows": kept}
         pathlib.Path(RESULTS).parent.mkdir(exist_ok=True)

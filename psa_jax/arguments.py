@@ -283,13 +283,12 @@ def _several(checks: list[Check | None], same: bool, name: str, value: Any) -> A
         raise ValueError(f"{name}: expected several in a row, got shape {tuple(value.shape)}")
     if not isinstance(value, list | tuple | np.ndarray | jax.Array):
         value = list(value)  # an index, a range, a generator
-    if True:
-        if not same and checks and len(value) != len(checks):
-            raise ValueError(f"{name}: expected {len(checks)} entries, got {len(value)}")
-        for place, entry in enumerate(value):
-            check = checks[0 if same else place] if checks else None
-            if check is not None:
-                check(f"{name}[{place}]", entry)
+    if not same and checks and len(value) != len(checks):
+        raise ValueError(f"{name}: expected {len(checks)} entries, got {len(value)}")
+    for place, entry in enumerate(value):
+        check = checks[0 if same else place] if checks else None
+        if check is not None:
+            check(f"{name}[{place}]", entry)
     return value
 
 

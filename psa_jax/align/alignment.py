@@ -8,7 +8,7 @@ import numpy as np
 from psa_jax.arguments import numbers
 from psa_jax.coupling.blocked import Blocked
 from psa_jax.coupling.coupling import Coupling
-from psa_jax.data.groups import Bucket, Groups
+from psa_jax.data.groups import Groups
 from psa_jax.data.labels import listed
 from psa_jax.judge.projection import Projection
 from psa_jax.judge.verdict import verdict
@@ -66,11 +66,9 @@ class Alignment:
     @property
     def T(self) -> "Alignment":
         """The same with the modalities exchanged: `alignment.T.project(data.a.x)` are values of a for samples of b."""
-        flipped = tuple(Bucket(bucket.cols, bucket.rows, bucket.treatment) for bucket in self.groups.buckets)
-        n, m = self.groups.shape
         return Alignment(
             self.coupling.T,
-            Groups(flipped, self.groups.sizes_b, self.groups.sizes_a, (m, n)),
+            self.groups.T,
             self.scores_b,
             self.scores_a,
             self.fitted_b,

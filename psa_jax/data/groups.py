@@ -63,6 +63,12 @@ class Groups:
         return self.sizes_a.shape[0]
 
     @property
+    def T(self) -> "Groups":
+        """The same plan with the modalities exchanged."""
+        buckets = tuple(Bucket(bucket.cols, bucket.rows, bucket.treatment) for bucket in self.buckets)
+        return Groups(buckets, self.sizes_b, self.sizes_a, (self.shape[1], self.shape[0]))
+
+    @property
     def waste(self) -> float:
         """Padded pairs over real pairs; 1 is no padding at all."""
         padded = sum(bucket.rows.size * bucket.cols.shape[1] for bucket in self.buckets)

@@ -105,6 +105,11 @@ def treatment_of_rows(groups: Groups) -> Int[Array, " n"]:
     return t
 
 
+def treatments_of(groups: Groups) -> tuple[Int[Array, " n"], Int[Array, " m"]]:
+    """The treatment of each row and of each column, as `treatment_of_rows`."""
+    return treatment_of_rows(groups), treatment_of_rows(groups.T)
+
+
 def within(y: Array, t: Array, groups: Groups) -> Array:
     """Deviations from the treatment's mean; zero for rows that are not matched."""
     number = groups.num_treatments + 1

@@ -11,8 +11,8 @@ import numpy as np
 from psa_jax.arguments import checked
 from psa_jax.coupling.blocked import Blocked
 from psa_jax.coupling.coupling import CHUNK_ELEMENTS, Coupling
-from psa_jax.data.groups import Bucket, Groups
-from psa_jax.judge.agreement import halves, hold, keep, treatment_of_rows, within
+from psa_jax.data.groups import Groups
+from psa_jax.judge.agreement import halves, hold, keep, treatments_of, within
 from psa_jax.judge.aligned import Aligned
 from psa_jax.judge.diagnosis import FEWEST, Diagnosis
 from psa_jax.judge.evidence import evidence
@@ -199,12 +199,7 @@ def _members(alignment: Aligned) -> list[tuple[Array, Array]]:
     return [] if sides[0] is None or sides[1] is None else list(zip(*sides, strict=False))  # as many as both have
 
 
-@jax.jit
-def _treatments(groups: Groups) -> tuple[Int[Array, " n"], Int[Array, " m"]]:
-    """The treatment of each row and of each column."""
-    buckets = tuple(Bucket(bucket.cols, bucket.rows, bucket.treatment) for bucket in groups.buckets)
-    other = Groups(buckets, groups.sizes_b, groups.sizes_a, (groups.shape[1], groups.shape[0]))
-    return treatment_of_rows(groups), treatment_of_rows(other)
+_treatments = jax.jit(treatments_of)
 
 
 def _orders(key: KeyArray, t: np.ndarray, permutations: int) -> Int[Array, "orders m"]:

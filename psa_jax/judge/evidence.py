@@ -11,12 +11,11 @@ import numpy as np
 
 from psa_jax.data.groups import Groups
 from psa_jax.judge.agreement import halves
-from psa_jax.judge.diagnosis import FEWEST
+from psa_jax.judge.diagnosis import EVIDENCE, FEWEST
 from psa_jax.types import Array, Bool, Float, Int, KeyArray, pytree
 
 MOST_COLUMNS, ORDERS, SHUFFLES, REPEATS = 32, 199, 200, 8
 LEVEL, FEWEST_COLUMNS = 0.02, 5
-SURE = 3.0
 
 
 @pytree
@@ -42,7 +41,7 @@ class Evidence:
     @property
     def found(self) -> Bool[Array, " T"]:
         """Treatments with evidence: `z` is at least 3."""
-        return self.z >= SURE
+        return self.z >= EVIDENCE
 
 
 def evidence(key: KeyArray, u: Float[Array, "n d"], v: Float[Array, "m d"], groups: Groups) -> Evidence:

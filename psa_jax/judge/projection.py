@@ -12,8 +12,8 @@ import numpy as np
 from psa_jax.coupling.blocked import Blocked
 from psa_jax.coupling.coupling import Coupling
 from psa_jax.coupling.shrink import shrink
-from psa_jax.data.groups import Bucket, Groups
-from psa_jax.judge.agreement import halves, hold, keep, treatment_of_rows, within
+from psa_jax.data.groups import Groups
+from psa_jax.judge.agreement import halves, hold, keep, treatments_of, within
 from psa_jax.judge.evidence import Evidence, evidence
 from psa_jax.judge.thin import thin
 from psa_jax.match import Relative, relative, sinkhorn
@@ -21,6 +21,7 @@ from psa_jax.match.blockwise import blockwise, split_settings
 from psa_jax.types import Array, Bool, Float, Int, KeyArray, float_dtype, pytree, static
 
 EPS, REPEATS, MOST, TOLERANCE = (0.05, 0.1, 0.2, 0.4), 3, 200, 0.02
+MOST_EVIDENCE = 400  # which costs no match
 LOOSE = {"tol": 1e-2, "max_iters": 300, "newton": 0}
 
 
@@ -108,7 +109,7 @@ def fit_projection(
     dtype = float_dtype(u, v)
     u, v = jnp.asarray(u, dtype), jnp.asarray(v, dtype)
     key_thin, key_halves, key_evidence = jax.random.split(key, 3)
-    some = thin(key_thin, groups, max(most, 400))
+    some = thin(jax.random.fold_in(key_thin, 1), groups, max(most, MOST_EVIDENCE))
     few = (u, v, groups) if some is None else (some.of_a(u), some.of_b(v), some.groups)
     found = evidence(key_evidence, *few)
     grid, strong = (jnp.asarray(eps, dtype), True) if _is_sinkhorn(matcher) else (jnp.zeros(1, dtype), False)
@@ -142,7 +143,7 @@ def _moments(
     matcher: Any, u: Array, v: Array, groups: Groups, eps: Array, used: Bool[Array, "h d"], strong: bool
 ) -> tuple[Array, Array]:
     """Of rows and of columns `[E, T, 4]`: own times projected, projected, own squared, and the first one's variance."""
-    t_a, t_b = _treatments(groups)
+    t_a, t_b = treatments_of(groups)
     u, v = (_standard(x, t, groups) for x, t in ((u, t_a), (v, t_b)))
 
     def at(number: Array) -> tuple[Array, Array]:
@@ -174,12 +175,6 @@ def _by_treatment(sums: Float[Array, "n 3"], t: Int[Array, " n"], groups: Groups
     slope = total[:, 0] / jnp.where(total[:, 1] > 0, total[:, 1], 1)
     rest = (sums[:, 0] - slope[t] * sums[:, 1]) ** 2
     return jnp.concatenate([total, empty[:, :1].at[t, 0].add(rest)], axis=1)[:-1]
-
-
-def _treatments(groups: Groups) -> tuple[Int[Array, " n"], Int[Array, " m"]]:
-    buckets = tuple(Bucket(bucket.cols, bucket.rows, bucket.treatment) for bucket in groups.buckets)
-    other = Groups(buckets, groups.sizes_b, groups.sizes_a, (groups.shape[1], groups.shape[0]))
-    return treatment_of_rows(groups), treatment_of_rows(other)
 
 
 def _standard(x: Array, t: Array, groups: Groups) -> Array:
