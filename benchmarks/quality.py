@@ -23,6 +23,7 @@ from benchmarks.problems import Problem
 from benchmarks.quality_report import report
 from benchmarks.tables import HERE, environment, write
 from psa_jax.judge.projection import fit_projection
+from psa_jax.judge.refinement import refine
 from psa_jax.propensity.training import ADAMW
 
 KEPT = HERE.parent / ".quality"
@@ -90,18 +91,19 @@ def plain(u, v):
     return u.mean(0), v.mean(0)
 
 
-# A row: its name, the family of its scores, the members that it takes, and what makes scores of them.
+# A row: its name, the family of its scores, the members that it takes, what makes scores of them, and refining.
 RECIPES = (
-    ("the paper's", "paper", slice(None), plain),
-    ("0.4.0", "before", slice(None), plain),
-    ("today", "today", slice(None), tempered),
-    ("one member", "today", slice(1), tempered),
-    ("three members", "today", slice(3), tempered),
-    ("noise 0.3 or shifts 0.05 alone", "today", slice(0, None, 3), tempered),
-    ("noise 0.7 or shifts 0.08 alone", "today", slice(1, None, 3), tempered),
-    ("noise 1.2 or shifts 0.12 alone", "today", slice(2, None, 3), tempered),
-    ("no smoothing", "rough", slice(None), tempered),
-    ("logits, not tempered", "today", slice(None), plain),
+    ("the paper's", "paper", slice(None), plain, False),
+    ("0.4.0", "before", slice(None), plain, False),
+    ("today", "today", slice(None), tempered, True),
+    ("not refined", "today", slice(None), tempered, False),
+    ("one member", "today", slice(1), tempered, True),
+    ("three members", "today", slice(3), tempered, True),
+    ("noise 0.3 or shifts 0.05 alone", "today", slice(0, None, 3), tempered, True),
+    ("noise 0.7 or shifts 0.08 alone", "today", slice(1, None, 3), tempered, True),
+    ("noise 1.2 or shifts 0.12 alone", "today", slice(2, None, 3), tempered, True),
+    ("no smoothing", "rough", slice(None), tempered, True),
+    ("logits, not tempered", "today", slice(None), plain, True),
 )
 
 
@@ -142,17 +144,19 @@ def measure(name, seed):
     cut = CUTS[name](seed)
     data = cut.aligned
     pair, y_a, y_b = as_jax(cut)
-    t = jnp.asarray(data.a.t)
+    t, features = jnp.asarray(data.a.t), (jnp.asarray(data.a.x), jnp.asarray(data.b.x))
     groups = psa.group(data.a.t, data.b.t, data.num_treatments)
     back = jnp.zeros_like(pair).at[pair].set(jnp.arange(pair.size, dtype=pair.dtype))
     rows, levels = [], {}
-    for recipe, family, members, embed in RECIPES:
+    for recipe, family, members, embed, again in RECIPES:
         u, v, seconds = scores(name, family, seed, cut)
         u, v = embed(u[members], v[members])
-        curve = np.asarray(sweep(u, v, groups, y_b, pair, t, jnp.asarray(EPS, jnp.float32)))
         start = time.perf_counter()
-        found = fit_projection(jax.random.key(2000 + seed), u, v, groups)
+        refined = refine(jax.random.key(3000 + seed), u, v, *features, groups) if again else None
+        found = fit_projection(jax.random.key(2000 + seed), u, v, groups, refined=refined, features=features)
         spent = time.perf_counter() - start
+        u, v = (u, v) if refined is None else (refined.u, refined.v)
+        curve = np.asarray(sweep(u, v, groups, y_b, pair, t, jnp.asarray(EPS, jnp.float32)))
         if recipe == "the paper's":
             levels = np.asarray(sweep(u, v, groups, y_b, pair, t, jnp.asarray([0.05], jnp.float32), absolute=True))[0]
         matched = np.isfinite(np.asarray(found.evidence.z))
@@ -172,6 +176,7 @@ def measure(name, seed):
                 "project, b to a: error": error_of(found.T.law, y_a, y_a[back], groups.T, (v, u)),
                 "evidence": float(np.mean(np.asarray(found.evidence.found)[matched])) if matched.any() else 0.0,
                 "eps to project": float(found.eps),
+                "refined": refined is not None and refined.a is not None,
                 "seconds": round(seconds, 1),
                 "seconds of projection": round(spent, 1),
                 "curve": curve.tolist(),

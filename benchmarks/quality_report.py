@@ -34,8 +34,8 @@ decide the split, the training and the order. No setting was chosen with the tru
 - **evidence**: share of the treatments (of five samples or more) in which `project` finds any, by labels only.
 - **seconds**: of training and scoring both modalities, the first seed's with compilation included.
 
-"today" is the default of `align`: six classifiers, two of each smoothing, and tempered propensities. Rows below it
-leave out or change one thing. SNARE-seq, BMMC and digits are aligned whole, by cross-fitting.
+"today" is the default of `align`: six classifiers, two of each smoothing, tempered propensities, refined scores
+(`psa.refine`). Rows below it leave out or change one thing. SNARE-seq, BMMC and digits are aligned whole, by cross-fitting.
 """
 
 

@@ -32,6 +32,7 @@ from psa_jax.judge import (
     calibrated_coupling,
     diagnose,
     held_out_agreement,
+    refine,
     select_eps,
     tune,
 )
@@ -191,6 +192,7 @@ __all__ = [
     "predict",
     "propensity",
     "r2",
+    "refine",
     "relative",
     "reliability",
     "select_eps",

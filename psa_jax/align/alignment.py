@@ -11,6 +11,7 @@ from psa_jax.coupling.coupling import Coupling
 from psa_jax.data.groups import Groups
 from psa_jax.data.labels import listed
 from psa_jax.judge.projection import Projection
+from psa_jax.judge.refinement import Refined, Refinement
 from psa_jax.judge.verdict import verdict
 from psa_jax.match.extend import extend
 from psa_jax.metrics.pairs import project
@@ -34,7 +35,8 @@ class Alignment:
     Attributes:
         coupling: which column each row may belong to; ask it (`apply`, `sample`, `T`, `info`, ...).
         groups: the plan of which treatments were matched.
-        scores_a: propensity scores `[n, d]` of modality a, d the number of treatments both modalities have.
+        scores_a: propensity scores `[n, d]` of modality a, d the number of treatments both modalities have, refined by
+            those of modality b where `refined_a` says so.
         scores_b: propensity scores `[m, d]` of modality b.
         fitted_a: the classifier of modality a; every leaf has leading axes `[members]` and, without a query, `[folds]`.
         fitted_b: the classifier of modality b.
@@ -46,6 +48,8 @@ class Alignment:
         scorer_b: the same of modality b.
         names: static; the names of the treatments, or None.
         projection: what `project` believes; None in an alignment made by hand.
+        refined_a: how scores of modality a were refined by the other's (see `psa.refine`); None where they were not.
+        refined_b: the same of modality b.
     """
 
     coupling: Blocked | Coupling
@@ -62,6 +66,8 @@ class Alignment:
     scorer_b: Scorer | None = None
     names: tuple[str, ...] | None = static(default=None)
     projection: Projection | None = None
+    refined_a: Refinement | None = None
+    refined_b: Refinement | None = None
 
     @property
     def T(self) -> "Alignment":
@@ -81,6 +87,8 @@ class Alignment:
             self.scorer_a,
             self.names,
             None if self.projection is None else self.projection.T,
+            self.refined_b,
+            self.refined_a,
         )
 
     def project(
@@ -127,11 +135,11 @@ class Alignment:
         Raises:
             ValueError: other features, or an alignment without a scorer.
         """
-        return _score("scorer_a", self.scorer_a, self.fitted_a, x)
+        return _score("scorer_a", self.scorer_a, self.fitted_a, self.refined_a, x)
 
     def score_b(self, x: Float[Array, "k ..."]) -> Float[Array, "k d"]:
         """Scores new samples of modality b, as `score_a`."""
-        return _score("scorer_b", self.scorer_b, self.fitted_b, x)
+        return _score("scorer_b", self.scorer_b, self.fitted_b, self.refined_b, x)
 
     def verdict(self) -> list[tuple[str, str]]:
         """What to believe, in words that name treatments: the evidence, how much `project` believes, what could help.
@@ -201,13 +209,14 @@ def joined(
     b: Representation,
     names: tuple[str, ...] | None,
     projection: Projection | None = None,
+    refined: Refined | None = None,
 ) -> Alignment:
     """The alignment of two modalities that were learnt and matched."""
     return Alignment(
         coupling,
         groups,
-        a.scores,
-        b.scores,
+        a.scores if refined is None else refined.u,
+        b.scores if refined is None else refined.v,
         a.fitted,
         b.fitted,
         a.calibration,
@@ -218,10 +227,14 @@ def joined(
         b.scorer,
         names,
         projection,
+        None if refined is None else refined.a,
+        None if refined is None else refined.b,
     )
 
 
-def _score(name: str, scorer: Scorer | None, fitted: Fitted, x: Array) -> Array:
+def _score(name: str, scorer: Scorer | None, fitted: Fitted, refined: Refinement | None, x: Array) -> Array:
     if scorer is None:
         raise ValueError(f"{name}: expected one, as `align` makes it, got None")
-    return scorer.score(fitted.params, jnp.asarray(x), fitted.history.best_epoch.ndim)
+    x = jnp.asarray(x)
+    u = scorer.score(fitted.params, x, fitted.history.best_epoch.ndim)
+    return u if refined is None else refined(u, x)

@@ -17,6 +17,7 @@ from psa_jax.data.labels import listed
 from psa_jax.data.samples import Unpaired, check_like, on_host, validate
 from psa_jax.data.split import split
 from psa_jax.judge.projection import fit_projection
+from psa_jax.judge.refinement import refine
 from psa_jax.match import sinkhorn
 from psa_jax.match.blockwise import blockwise
 from psa_jax.match.eot import MAX_ROUNDING
@@ -120,15 +121,21 @@ def align(
         ]
         side_a, side_b = settled(sides)
         groups = group(aligned.a.t, aligned.b.t, aligned.num_treatments)
+        watch.begin("refinement", 1)
+        features = jnp.asarray(aligned.a.x), jnp.asarray(aligned.b.x)
+        refined = refine(jax.random.fold_in(key, 4), side_a.scores, side_b.scores, *features, groups)
+        watch.advance()
         watch.begin("matching", 1)
-        coupling = blockwise(matcher)(side_a.scores, side_b.scores, groups)
+        coupling = blockwise(matcher)(refined.u, refined.v, groups)
         warn(coupling, groups, data.names)
         watch.advance()
         watch.begin("projection", 1)
         key_project = jax.random.fold_in(key, 3)
-        projection = fit_projection(key_project, side_a.scores, side_b.scores, groups, matcher=matcher)
+        projection = fit_projection(
+            key_project, side_a.scores, side_b.scores, groups, matcher=matcher, refined=refined, features=features
+        )
         watch.advance()
-    return joined(coupling, groups, side_a, side_b, data.names, projection)
+    return joined(coupling, groups, side_a, side_b, data.names, projection, refined)
 
 
 def _check(data: Unpaired, query: Unpaired | None, valid: Unpaired | None) -> None:

@@ -9,6 +9,7 @@ from psa_jax.judge.diagnosis import Diagnosis
 from psa_jax.judge.eps_sweep import EpsSweep
 from psa_jax.judge.evidence import Evidence
 from psa_jax.judge.projection import Projection, fit_projection
+from psa_jax.judge.refinement import Refined, Refinement, refine
 from psa_jax.judge.sweep import calibrated_coupling, select_eps
 from psa_jax.judge.tune import Tuned, tune
 
@@ -17,11 +18,14 @@ __all__ = [
     "EpsSweep",
     "Evidence",
     "Projection",
+    "Refined",
+    "Refinement",
     "Tuned",
     "calibrated_coupling",
     "diagnose",
     "fit_projection",
     "held_out_agreement",
+    "refine",
     "select_eps",
     "tune",
 ]

@@ -15,12 +15,13 @@ from psa_jax.coupling.shrink import shrink
 from psa_jax.data.groups import Groups
 from psa_jax.judge.agreement import halves, hold, keep, treatments_of, within
 from psa_jax.judge.evidence import Evidence, evidence
+from psa_jax.judge.refinement import Refined, flat, once
 from psa_jax.judge.thin import thin
 from psa_jax.match import Relative, relative, sinkhorn
 from psa_jax.match.blockwise import blockwise, split_settings
 from psa_jax.types import Array, Bool, Float, Int, KeyArray, float_dtype, pytree, static
 
-EPS, REPEATS, MOST, TOLERANCE = (0.05, 0.1, 0.2, 0.4), 3, 200, 0.02
+EPS, REPEATS, MOST, ENOUGH = (0.05, 0.1, 0.2, 0.4), 3, 200, 0.9
 MOST_EVIDENCE = 400  # which costs no match
 LOOSE = {"tol": 1e-2, "max_iters": 300, "newton": 0}
 
@@ -84,6 +85,8 @@ def fit_projection(
     eps: Sequence[float] = EPS,
     repeats: int = REPEATS,
     most: int = MOST,
+    refined: Refined | None = None,
+    features: tuple[Array, Array] | None = None,
 ) -> Projection:
     r"""Chooses the smoothing of a coupling that is to be averaged over, and how much of it to believe. On the host.
 
@@ -92,8 +95,9 @@ def fit_projection(
     one, and the slope `w = <own, projected> / <projected, projected>` of held-out scores, in units of their deviation
     within treatments, is what of the projection's deviation is true. Each treatment's slope is noisy: it is averaged
     with the slope over all of them, each as precise as it is (empirical Bayes, with the method of moments for how much
-    treatments differ). Where `evidence` finds nothing common nothing is believed. Of `eps` the largest counts that
-    leaves at most 2 % more of the held-out scores unexplained, after shrinkage, than the best.
+    treatments differ). Where `evidence` finds nothing common nothing is believed. Half of the columns have more noise than all of
+    them and ask for more smoothing, so of `eps` the smallest counts that explains at least 90 % of what the best does
+    of the held-out scores, after shrinkage.
 
     Args:
         key: decides halves, samples and the orders of the evidence.
@@ -105,28 +109,43 @@ def fit_projection(
         eps: to choose from, in units of the spread of the costs.
         repeats: random halves, each used both ways.
         most: samples of each treatment and modality to look at.
+        refined: what `refine` made of these scores, to match by instead. Held-out scores stay those that were given,
+            and every half is refined by itself: refined columns have seen all of the other modality's.
+        features: of both modalities, as `refine` was given them.
+
+    Raises:
+        ValueError: refined scores without features.
     """
+    if refined is not None and refined.a is not None and features is None:
+        raise ValueError("features: expected those that the scores were refined by, got None")
     dtype = float_dtype(u, v)
     u, v = jnp.asarray(u, dtype), jnp.asarray(v, dtype)
-    key_thin, key_halves, key_evidence = jax.random.split(key, 3)
-    some = thin(jax.random.fold_in(key_thin, 1), groups, max(most, MOST_EVIDENCE))
-    few = (u, v, groups) if some is None else (some.of_a(u), some.of_b(v), some.groups)
-    found = evidence(key_evidence, *few)
+    key_thin, key_halves, key_evidence, key_folds = jax.random.split(key, 4)
+    if refined is None:
+        some = thin(jax.random.fold_in(key_thin, 1), groups, max(most, MOST_EVIDENCE))
+        found = evidence(key_evidence, *((u, v, groups) if some is None else (some.of_a(u), some.of_b(v), some.groups)))
+    else:
+        found = refined.evidence
     grid, strong = (jnp.asarray(eps, dtype), True) if _is_sinkhorn(matcher) else (jnp.zeros(1, dtype), False)
     zero = jnp.zeros(groups.num_treatments, dtype)
     place, slopes, weights = len(grid) - 1, (zero, zero), (zero, zero)
     thinned = thin(key_thin, groups, most)
     if bool(found.common):
         few = (u, v, groups) if thinned is None else (thinned.of_a(u), thinned.of_b(v), thinned.groups)
+        by = None
+        if refined is not None and refined.a is not None and features is not None:
+            x, y = (flat(side, dtype) for side in features)
+            by = (key_folds, x, y) if thinned is None else (key_folds, thinned.of_a(x), thinned.of_b(y))
         loose = split_settings(functools.partial(matcher, **LOOSE)) if strong else split_settings(matcher)
         chosen = halves(key_halves, u.shape[1], repeats)
-        moments = [np.asarray(x, float) for x in _moments(loose, *few, grid, chosen, strong)]
-        left = 1 - np.mean([_explained(side.sum(1)) for side in moments], axis=0)
-        place = int(np.flatnonzero(left <= (1 + TOLERANCE) * left.min())[-1])
+        moments = [np.asarray(x, float) for x in _moments(loose, *few, grid, chosen, by, strong)]
+        explained = np.mean([_explained(side.sum(1)) for side in moments], axis=0)
+        order = np.argsort(grid)
+        place = int(order[explained[order] >= ENOUGH * explained.max()][0])
         slopes, weights = zip(*(_weights(side[place]) for side in moments), strict=True)
     final = functools.partial(matcher, eps=relative(grid[place])) if strong else matcher
     (weight_a, weight_b), (slope_a, slope_b) = ([jnp.asarray(x, dtype) for x in sides] for sides in (weights, slopes))
-    coupling = blockwise(final)(u, v, groups)
+    coupling = blockwise(final)(*((u, v) if refined is None else (refined.u, refined.v)), groups)
     return Projection(
         coupling, grid[place], weight_a, weight_b, slope_a, slope_b, found, most if thinned is not None else None
     )
@@ -140,18 +159,28 @@ def _is_sinkhorn(matcher: Any) -> bool:
 
 @functools.partial(jax.jit, static_argnames="strong")
 def _moments(
-    matcher: Any, u: Array, v: Array, groups: Groups, eps: Array, used: Bool[Array, "h d"], strong: bool
+    matcher: Any, u: Array, v: Array, groups: Groups, eps: Array, used: Bool[Array, "h d"], by: Any, strong: bool
 ) -> tuple[Array, Array]:
     """Of rows and of columns `[E, T, 4]`: own times projected, projected, own squared, and the first one's variance."""
     t_a, t_b = treatments_of(groups)
     u, v = (_standard(x, t, groups) for x, t in ((u, t_a), (v, t_b)))
 
+    def known(used: Array) -> tuple[Array, Array]:
+        sides = keep(u, used), keep(v, used)
+        if by is None:
+            return sides
+        (first, _), (second, _) = once(by[0], *sides, *by[1:], groups)
+        return keep(first, used), keep(second, used)
+
+    halved = jax.lax.map(known, used)
+
     def at(number: Array) -> tuple[Array, Array]:
         settings = {**matcher.keywords, "eps": Relative(number)} if strong else matcher.keywords
         match = blockwise(jax.tree_util.Partial(matcher.func, *matcher.args, **settings))
 
-        def half(used: Array) -> tuple[Array, Array]:
-            coupling = match(keep(u, used), keep(v, used), groups)
+        def half(args: Any) -> tuple[Array, Array]:
+            used, sides = args
+            coupling = match(*sides, groups)
             own = [within(hold(x, ~used), t, groups) for x, t in ((u, t_a), (v, t_b))]
             projected = [
                 within(law.apply(other), t, groups)
@@ -162,7 +191,7 @@ def _moments(
                 for x, y in zip(own, projected, strict=True)
             )  # pyright: ignore[reportReturnType]
 
-        sums = [side.sum(0) for side in jax.lax.map(half, used)]
+        sums = [side.sum(0) for side in jax.lax.map(half, (used, halved))]
         return tuple(_by_treatment(x, t, groups) for x, t in zip(sums, (t_a, t_b), strict=True))  # pyright: ignore
 
     return jax.lax.map(at, eps)

@@ -1,0 +1,184 @@
+"""Scores learnt again from what the other modality says of them, where labels show that the two share anything."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+
+from psa_jax.arguments import checked
+from psa_jax.data.groups import Groups
+from psa_jax.judge.agreement import treatments_of, within
+from psa_jax.judge.evidence import Evidence, evidence
+from psa_jax.judge.thin import thin
+from psa_jax.match import relative, sinkhorn
+from psa_jax.match.blockwise import blockwise
+from psa_jax.types import Array, Float, Int, KeyArray, float_dtype, pytree
+
+SHARE, RIDGE, FOLDS = 0.5, 1.0, 5
+MOST_EVIDENCE, MOST_FEATURES = 400, 512
+_MATCHER = functools.partial(sinkhorn, eps=relative(0.2), tol=1e-2, max_iters=300, newton=0)
+
+
+@pytree
+class Refinement:
+    """How scores of one modality become refined ones: `share u + x slope + shift`, of a sample alone.
+
+    Attributes:
+        share: what is left of the classifiers' scores.
+        slope: `[p, d]` of flat features.
+        shift: `[d]`.
+    """
+
+    share: Float[Array, ""]
+    slope: Float[Array, "p d"]
+    shift: Float[Array, " d"]
+
+    def __call__(self, u: Float[Array, "k d"], x: Float[Array, "k ..."]) -> Float[Array, "k d"]:
+        """Refines the scores `[k, d]` of samples with features `[k, ...]`."""
+        return self.share * u + _product(flat(x, u.dtype), self.slope) + self.shift[None]
+
+
+@pytree
+class Refined:
+    """What `refine` found.
+
+    Attributes:
+        u: `[n, d]` the scores to match by: refined ones, or those given.
+        v: `[m, d]` the same of modality b.
+        a: what refines new samples of a; None where the given scores are kept.
+        b: the same of b.
+        evidence: of the given scores; refined ones have seen each other and can give none.
+    """
+
+    u: Float[Array, "n d"]
+    v: Float[Array, "m d"]
+    a: Refinement | None
+    b: Refinement | None
+    evidence: Evidence
+
+
+@checked
+def refine(
+    key: KeyArray,
+    u: Float[Array, "n d"],
+    v: Float[Array, "m d"],
+    x: Float[Array, "n ..."],
+    y: Float[Array, "m ..."],
+    groups: Groups,
+) -> Refined:
+    r"""Learns scores again from the other modality's, if labels say that the two share anything. On the host.
+
+    A classifier has one label of each sample to learn from. A coupling has more to say: what the other modality's
+    classifier thinks of the likely partners. Both are estimates of one function of a common state, with errors of their
+    own. So the projected scores of the other modality are regressed on one's own features, within treatments (ridge of
+    standardised columns, of five folds each predicted by the others), and the prediction, at the scores' scale, is
+    averaged with the scores: half of each, or less of it where it correlates with them by less than 0.5. The result is
+    a function of the sample alone, for new ones too.
+
+    Scores are kept as they are where `evidence` finds nothing common, and with more than 512 features (images, genes;
+    principal components are few enough), which a linear regression within treatments does not suit.
+
+    Args:
+        key: decides folds and samples.
+        u: scores `[n, d]`.
+        v: scores `[m, d]`.
+        x: features `[n, ...]`.
+        y: features `[m, ...]`.
+        groups: the plan.
+
+    Raises:
+        ValueError: features of another number of samples.
+
+    Example:
+        >>> from psa_jax.data.groups import group
+        >>> x = jax.random.normal(jax.random.key(0), (600, 2))
+        >>> t = jnp.arange(600) % 3
+        >>> scores = x @ jax.random.normal(jax.random.key(1), (2, 6))
+        >>> noise = jax.random.normal(jax.random.key(2), (2, 600, 6))
+        >>> found = refine(jax.random.key(3), scores + noise[0], scores + noise[1], x, x, group(t, t, 3))
+        >>> found.a is not None, bool(jnp.mean((found.u - scores) ** 2) < jnp.mean(noise[0] ** 2))
+        (True, True)
+
+    References:
+        What it brings is measured in `benchmarks/QUALITY.md`.
+    """
+    for name, features, number in (("x", x, groups.shape[0]), ("y", y, groups.shape[1])):
+        if features.shape[0] != number:
+            raise ValueError(f"{name}: expected {number} samples, as the plan has, got {features.shape[0]}")
+    dtype = float_dtype(u, v)
+    u, v = jnp.asarray(u, dtype), jnp.asarray(v, dtype)
+    key_thin, key_evidence, key_folds = jax.random.split(key, 3)
+    some = thin(key_thin, groups, MOST_EVIDENCE)
+    found = evidence(key_evidence, *((u, v, groups) if some is None else (some.of_a(u), some.of_b(v), some.groups)))
+    wide = max(math.prod(side.shape[1:]) for side in (x, y)) > MOST_FEATURES
+    if wide or not bool(found.common):
+        return Refined(u, v, None, None, found)
+    (u, first), (v, second) = once(key_folds, u, v, flat(x, dtype), flat(y, dtype), groups)
+    return Refined(u, v, first, second, found)
+
+
+@jax.jit
+def once(
+    key: KeyArray, u: Array, v: Array, x: Array, y: Array, groups: Groups
+) -> tuple[tuple[Array, Refinement], tuple[Array, Refinement]]:
+    """Both modalities' scores refined by each other's, and what refines new samples; features are flat."""
+    t_a, t_b = treatments_of(groups)
+    key_a, key_b = jax.random.split(key)
+    coupling = blockwise(_MATCHER)(u, v, groups)
+    return (
+        _side(_folds(key_a, u), u, coupling.apply(v), x, t_a, groups),
+        _side(_folds(key_b, v), v, coupling.T.apply(u), y, t_b, groups),
+    )
+
+
+def _side(
+    fold: Int[Array, " n"], u: Array, projected: Array, x: Array, t: Array, groups: Groups
+) -> tuple[Array, Refinement]:
+    own = within(u, t, groups)
+    predicted, slopes = _regressed(fold, within(x, t, groups), within(projected, t, groups))
+    size, norm = jnp.sum(predicted**2), jnp.sum(own**2)
+    some = (size > 0) & (norm > 0)
+    size, norm = jnp.where(some, size, 1), jnp.where(some, norm, 1)
+    weight = jnp.where(some, jnp.clip(jnp.sum(own * predicted) / jnp.sqrt(size * norm), 0, SHARE), 0)
+    scale = weight * jnp.sqrt(norm / size)
+    real = (t < groups.num_treatments)[:, None]
+    count = jnp.maximum(real.sum(), 1).astype(u.dtype)
+    mean_x, mean_u = (jnp.sum(jnp.where(real, side, 0), axis=0, keepdims=True) / count for side in (x, u))
+    share = 1 - weight
+
+    def by(slope: Array) -> Refinement:
+        return Refinement(share, scale * slope, ((1 - share) * mean_u - scale * _product(mean_x, slope))[0])
+
+    each = jax.lax.map(lambda slope: by(slope)(u, x), slopes)
+    return jnp.take_along_axis(each, fold[None, :, None], axis=0)[0], by(slopes.mean(0))
+
+
+def _regressed(fold: Int[Array, " n"], x: Array, y: Array) -> tuple[Float[Array, "n d"], Float[Array, "folds p d"]]:
+    """Ridge regression: every fold predicted by the others, and the slopes that predicted each."""
+    size = jnp.sqrt(jnp.mean(x * x, axis=0, keepdims=True))
+    varies = size > 1e-5 * size.max()
+    unit = jnp.where(varies, 1 / jnp.where(varies, size, 1), 0)
+    x = x * unit
+    penalty = RIDGE * x.shape[0] * jnp.eye(x.shape[1], dtype=x.dtype)
+
+    def without(number: Array) -> Array:
+        rest = jnp.where((fold != number)[:, None], x, 0)
+        return jnp.linalg.solve(_product(rest.T, rest) + penalty, _product(rest.T, y))
+
+    slopes = jax.lax.map(without, jnp.arange(FOLDS))
+    each = jax.lax.map(lambda slope: _product(x, slope), slopes)
+    return jnp.take_along_axis(each, fold[None, :, None], axis=0)[0], slopes * unit.T[None]
+
+
+def _folds(key: KeyArray, u: Array) -> Int[Array, " n"]:
+    return jax.random.permutation(key, u.shape[0]) % FOLDS
+
+
+def flat(x: Array, dtype: jnp.dtype) -> Float[Array, "n p"]:
+    """Features of any shape as rows of numbers."""
+    return jnp.asarray(x, dtype).reshape(x.shape[0], -1)
+
+
+def _product(x: Array, y: Array) -> Array:
+    return jnp.matmul(x, y, precision="highest")
