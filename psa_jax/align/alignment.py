@@ -71,7 +71,7 @@ class Alignment:
 
     @property
     def T(self) -> "Alignment":
-        """The same with the modalities exchanged: `alignment.T.project(data.a.x)` are values of a for samples of b."""
+        """The same with the modalities exchanged; `alignment.T.project(data.a.x)` are values of a for samples of b."""
         return Alignment(
             self.coupling.T,
             self.groups.T,

@@ -1,7 +1,7 @@
 """Other representations behind one interface, so that any matcher can follow them.
 
 Each maps unpaired data to embeddings `u [n, d]` of modality a and `v [m, d]` of modality b, of the data themselves or
-of a `query`. Labels are used, pairs never. What follows is the same for all of them:
+of a `query`. Labels are used, pairs never. What follows is the same for all of them::
 
     groups = psa.group(data.a.t, data.b.t, data.num_treatments)
     u, v = baselines.contrastive(key, data)

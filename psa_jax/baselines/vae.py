@@ -46,7 +46,7 @@ def vae(
 ) -> tuple[Float[Array, "n d"], Float[Array, "m d"]]:
     """Latent means of two variational autoencoders that share their latent space.
 
-    Encoders and decoders of both modalities `m`, a classifier of the treatment and a discriminator minimise
+    Encoders and decoders of both modalities `m`, a classifier of the treatment and a discriminator minimise::
 
         E[ |x - decoder_m(z)|² / 2p + beta KL(q_m(z | x) || N(0, I)) / p - classification * log P(t | z) ],
 

@@ -63,7 +63,7 @@ class Diagnosis:
 
     @property
     def evidence(self) -> np.ndarray:
-        """`[T]` booleans: scores hang together alike, three standard deviations above chance or more."""
+        """Treatments `[T]` whose scores hang together alike, three standard deviations above chance or more."""
         return np.nan_to_num(np.asarray(self.z)) >= EVIDENCE
 
     @property

@@ -35,12 +35,12 @@ class Evidence:
 
     @property
     def common(self) -> Bool[Array, ""]:
-        """Whether the modalities share anything: `p_value` is at most 0.02."""
+        """Whether the modalities share anything, which is where `p_value` is at most 0.02."""
         return self.p_value <= LEVEL
 
     @property
     def found(self) -> Bool[Array, " T"]:
-        """Treatments with evidence: `z` is at least 3."""
+        """Treatments with evidence, whose `z` is at least 3."""
         return self.z >= EVIDENCE
 
 
