@@ -2,13 +2,18 @@
 
 from psa_jax.io.alignments import load_alignment, save_alignment
 from psa_jax.io.archive import load, save
-from psa_jax.io.cells import Loaded, from_anndata, from_mudata, shuffle
+from psa_jax.io.cells import from_anndata, from_mudata, shuffle
 from psa_jax.io.couplings import load_coupling, save_coupling
 from psa_jax.io.files import write_atomically
+from psa_jax.io.loaded import Loaded
+from psa_jax.io.origin import Origin
+from psa_jax.io.prepare import Preparation
 from psa_jax.io.results import status, to_mudata
 
 __all__ = [
     "Loaded",
+    "Origin",
+    "Preparation",
     "from_anndata",
     "from_mudata",
     "load",

@@ -7,6 +7,7 @@ import numpy as np
 from scipy import sparse
 
 from psa_jax.align.alignment import AlignmentWarning
+from psa_jax.data.components import chunks
 from psa_jax.data.labels import is_missing, keys_of
 
 SHOWN = 5
@@ -93,8 +94,9 @@ def check_measured(names: list[str], features: list[Any], pair: np.ndarray, trea
         raise ValueError(
             f"modalities {a!r}, {b!r}: expected cells measured in both, got {only[0]} with nothing in {b!r} and "
             f"{only[1]} with nothing in {a!r}, as an outer join of different cells has them. Write "
-            f"psa_jax.io.from_mudata(mudata.MuData({{{a!r}: one, {b!r}: other}}), treatment={treatment!r}) instead, "
-            "with the AnnData of each before they were joined"
+            f"psa_jax.io.from_anndata(one, other, treatment={treatment!r}) or psa_jax.io.from_mudata(mudata.MuData("
+            f"{{{a!r}: one, {b!r}: other}}), treatment={treatment!r}) instead, with the AnnData of each before they "
+            "were joined"
         )
 
 
@@ -139,6 +141,8 @@ def _empty(x: Any) -> np.ndarray:
     """Which cells have nothing but zeros and NaN."""
     if not sparse.issparse(x):
         return ((x == 0) | np.isnan(x)).all(axis=1)
-    something = (x.data != 0) & ~np.isnan(x.data)
-    rows = np.repeat(np.arange(x.shape[0]), np.diff(x.indptr))
-    return np.bincount(rows[something], minlength=x.shape[0]) == 0
+    found = []
+    for part in chunks(x):
+        rows = np.repeat(np.arange(part.shape[0]), np.diff(part.indptr))
+        found.append(np.bincount(rows[(part.data != 0) & ~np.isnan(part.data)], minlength=part.shape[0]) == 0)
+    return np.concatenate(found)
