@@ -1,10 +1,14 @@
 """What an alignment is: its coupling and everything it came from."""
 
 import html
+import importlib
+import os
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
+from psa_jax.align.new import Prediction, predicted
 from psa_jax.arguments import numbers
 from psa_jax.coupling.blocked import Blocked
 from psa_jax.coupling.coupling import Coupling
@@ -21,6 +25,7 @@ from psa_jax.propensity.scorer import Scorer
 from psa_jax.types import Array, Float, Int, float_dtype, known, pytree, static
 
 SHOWN = 8
+FILE = "alignment.npz"
 
 
 class AlignmentWarning(UserWarning):
@@ -95,7 +100,7 @@ class Alignment:
         plots this is the one to take.
 
         Args:
-            y: `[m, ...]` values of the samples of b that were aligned, such as `data.b.x`.
+            y: `[m, ...]` values of the samples of b that were aligned, such as `data.b.x`; may be sparse or a table.
             x: `[k, ...]` new samples of a, to project for instead of those that were aligned; `sinkhorn` only.
             t: `[k]` their treatments.
 
@@ -112,11 +117,62 @@ class Alignment:
         law = self.projection.law
         if x is not None:
             law = extend(law, self.score_a(x), t)
-        y = numbers("y", y)
+        y = numbers("y", dense(y))
         if y.ndim < 1 or y.shape[0] != law.shape[1]:
             raise ValueError(f"y: expected {law.shape[1]} values, one for each sample of b, got shape {y.shape}")
         out = project(law, y.reshape(y.shape[0], -1).astype(float_dtype(y)))
         return out.reshape(-1, *y.shape[1:])
+
+    def predict(self, x: Any, t: Any = None, *, y: Any) -> Prediction:
+        """What to expect of `y` for new samples of a, also of those whose treatment is not known. On the host.
+
+        As `project(y, x=x, t=t)`. A sample without a treatment, or with one that b does not have, is projected within
+        each treatment that both have, and these are averaged by its calibrated propensities.
+
+        Args:
+            x: `[k, ...]` new samples of a, prepared as those that were aligned; may be sparse or a table.
+            t: `[k]` their treatments, -1 where not known; None for all.
+            y: `[m, ...]` values of the samples of b that were aligned; may be sparse or a table.
+
+        Returns:
+            Mean, deviation, and which samples were `mixed`. NaN for samples too far from all that was aligned.
+
+        Raises:
+            ValueError: an alignment made by hand, or by another matcher than `sinkhorn`; other features, `y` or `t` of
+                another length, treatments that do not exist.
+        """
+        if self.projection is None or self.scorer_a is None:
+            raise ValueError("projection: expected one, as `align` makes it, got None")
+        x, y = numbers("x", dense(x)), y if hasattr(y, "toarray") else np.asarray(numbers("y", y))
+        if y.ndim < 1 or y.shape[0] != (m := self.projection.coupling.shape[1]):
+            raise ValueError(f"y: expected {m} values, one for each sample of b, got shape {y.shape}")
+        sizes = np.minimum(np.asarray(self.groups.sizes_a), np.asarray(self.groups.sizes_b))
+        t = np.full(x.shape[0], -1) if t is None else np.asarray(t)
+        if t.shape != x.shape[:1] or t.dtype.kind not in "iu" or (t.size and not -1 <= t.min() <= t.max() < sizes.size):
+            raise ValueError(
+                f"t: expected {x.shape[0]} codes in [0, {sizes.size}), -1 where not known, got {t.dtype} {t.shape}"
+                + (f" from {t.min()} to {t.max()}" if t.dtype.kind in "iu" and t.size else "")
+            )
+        t = np.where((t >= 0) & (sizes[t] > 0), t, -1)
+        treatments = np.asarray(self.scorer_a.treatments)
+        weights = self.scorer_a.propensities(self.fitted_a.params, x, self.fitted_a.history.best_epoch.ndim)
+        there = sizes[treatments] > 0
+        flat = y if y.ndim == 2 else y.reshape(y.shape[0], -1)
+        mean, std = predicted(
+            self.projection.law, self.score_a(x), np.asarray(weights)[:, there], treatments[there], t, flat
+        )
+        shape = (x.shape[0], *y.shape[1:])
+        return Prediction(jnp.asarray(mean).reshape(shape), jnp.asarray(std).reshape(shape), jnp.asarray(t < 0))
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Writes the alignment into a folder, which is made where there is none; see `psa_jax.io.save_alignment`."""
+        os.makedirs(folder, exist_ok=True)
+        _files().save_alignment(os.path.join(folder, FILE), self)
+
+    @staticmethod
+    def load(folder: str | os.PathLike[str]) -> "Alignment":
+        """Reads what `save` wrote. (Models and matchers of one's own are given to `psa_jax.io.load_alignment`.)"""
+        return _files().load_alignment(os.path.join(folder, FILE))
 
     def score_a(self, x: Float[Array, "k ..."]) -> Float[Array, "k d"]:
         """Scores new samples of modality a `[k, ...]`, for `extend`. Open to `jit` and `grad`.
@@ -221,7 +277,17 @@ def joined(
     )
 
 
+def dense(x: Any) -> Any:
+    """What is sparse as an array, all else as it is."""
+    return x.toarray() if hasattr(x, "toarray") else x
+
+
+def _files() -> Any:
+    """The room of files, which stands above this one and is only entered when something is read or written."""
+    return importlib.import_module("psa_jax.io.alignments")
+
+
 def _score(name: str, scorer: Scorer | None, fitted: Fitted, x: Array) -> Array:
     if scorer is None:
         raise ValueError(f"{name}: expected one, as `align` makes it, got None")
-    return scorer.score(fitted.params, jnp.asarray(x), fitted.history.best_epoch.ndim)
+    return scorer.score(fitted.params, numbers("x", dense(x)), fitted.history.best_epoch.ndim)

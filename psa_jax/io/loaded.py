@@ -46,6 +46,24 @@ class Loaded:
     preparations: tuple[Preparation, Preparation] = static()
 
     @property
+    def T(self) -> "Loaded":
+        """The same with the modalities exchanged, as `alignment.T` has them."""
+        pair = np.asarray(self.truth.pair)
+        back = np.full(len(self.cells_b), -1, np.int32)
+        back[pair[pair >= 0]] = np.flatnonzero(pair >= 0)
+        return Loaded(
+            Unpaired(self.data.b, self.data.a, self.data.num_treatments, self.data.names),
+            Truth(jnp.asarray(back)),
+            self.treatments,
+            (self.modalities[1], self.modalities[0]),
+            self.cells_b,
+            self.cells_a,
+            (self.unlabelled[1], self.unlabelled[0]),
+            tuple((name, n_b, n_a) for name, n_a, n_b in self.left_out),
+            (self.preparations[1], self.preparations[0]),
+        )
+
+    @property
     def features_a(self) -> tuple[str, ...]:
         """Names of the features of a in its file, before reduction."""
         return self.preparations[0].features
