@@ -8,7 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from psa_jax.align.new import Prediction, predicted
+from psa_jax.align.new import Prediction, matched_codes, partners, predicted
 from psa_jax.arguments import numbers
 from psa_jax.coupling.blocked import Blocked
 from psa_jax.coupling.coupling import Coupling
@@ -110,11 +110,9 @@ class Alignment:
         Raises:
             ValueError: an alignment made by hand, `y` of another length, new samples without treatments.
         """
-        if self.projection is None:
-            raise ValueError("projection: expected one, as `align` makes it, got None")
+        law = self._law()
         if (x is None) != (t is None):
             raise ValueError("x, t: expected features and treatments of new samples, got only one of them")
-        law = self.projection.law
         if x is not None:
             law = extend(law, self.score_a(x), t)
         y = numbers("y", dense(y))
@@ -141,28 +139,43 @@ class Alignment:
             ValueError: an alignment made by hand, or by another matcher than `sinkhorn`; other features, `y` or `t` of
                 another length, treatments that do not exist.
         """
-        if self.projection is None or self.scorer_a is None:
-            raise ValueError("projection: expected one, as `align` makes it, got None")
+        law = self._law()
         x, y = numbers("x", dense(x)), y if hasattr(y, "toarray") else np.asarray(numbers("y", y))
-        if y.ndim < 1 or y.shape[0] != (m := self.projection.coupling.shape[1]):
-            raise ValueError(f"y: expected {m} values, one for each sample of b, got shape {y.shape}")
-        sizes = np.minimum(np.asarray(self.groups.sizes_a), np.asarray(self.groups.sizes_b))
-        t = np.full(x.shape[0], -1) if t is None else np.asarray(t)
-        if t.shape != x.shape[:1] or t.dtype.kind not in "iu" or (t.size and not -1 <= t.min() <= t.max() < sizes.size):
-            raise ValueError(
-                f"t: expected {x.shape[0]} codes in [0, {sizes.size}), -1 where not known, got {t.dtype} {t.shape}"
-                + (f" from {t.min()} to {t.max()}" if t.dtype.kind in "iu" and t.size else "")
-            )
-        t = np.where((t >= 0) & (sizes[t] > 0), t, -1)
-        treatments = np.asarray(self.scorer_a.treatments)
-        weights = self.scorer_a.propensities(self.fitted_a.params, x, self.fitted_a.history.best_epoch.ndim)
-        there = sizes[treatments] > 0
+        if y.ndim < 1 or y.shape[0] != law.shape[1]:
+            raise ValueError(f"y: expected {law.shape[1]} values, one for each sample of b, got shape {y.shape}")
+        t, weights, treatments = self._treatments(x, t)
         flat = y if y.ndim == 2 else y.reshape(y.shape[0], -1)
-        mean, std = predicted(
-            self.projection.law, self.score_a(x), np.asarray(weights)[:, there], treatments[there], t, flat
-        )
+        mean, std = predicted(law, self.score_a(x), weights, treatments, t, flat)
         shape = (x.shape[0], *y.shape[1:])
         return Prediction(jnp.asarray(mean).reshape(shape), jnp.asarray(std).reshape(shape), jnp.asarray(t < 0))
+
+    def partners(self, x: Any, t: Any = None, *, k: int = 5) -> tuple[np.ndarray, np.ndarray]:
+        """The `k` most probable partners of new samples of a, by the law of pairs; `x`, `t` and errors as `predict`.
+
+        Returns:
+            Probabilities and samples of b `[n, k]`; 0 and -1 where there are fewer.
+        """
+        if not isinstance(self.coupling, Blocked):
+            raise ValueError("coupling: expected one as `align` makes it, got one of a single treatment")
+        x = numbers("x", dense(x))
+        t, weights, treatments = self._treatments(x, t)
+        return partners(self.coupling, self.score_a(x), weights, treatments, t, k)
+
+    def _law(self) -> Blocked:
+        if self.projection is None:
+            raise ValueError("projection: expected one, as `align` makes it, got None")
+        return self.projection.law
+
+    def _treatments(self, x: Array, t: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Codes of new samples, -1 where none was matched; propensities `[k, T]` of the treatments `[T]` that were."""
+        if self.scorer_a is None:
+            raise ValueError("scorer_a: expected one, as `align` makes it, got None")
+        sizes = np.minimum(np.asarray(self.groups.sizes_a), np.asarray(self.groups.sizes_b))
+        t = matched_codes(t, x.shape[0], sizes)
+        treatments = np.asarray(self.scorer_a.treatments)
+        there = sizes[treatments] > 0
+        weights = self.scorer_a.propensities(self.fitted_a.params, x, self.fitted_a.history.best_epoch.ndim)
+        return t, np.asarray(weights)[:, there], treatments[there]
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Writes the alignment into a folder, which is made where there is none; see `psa_jax.io.save_alignment`."""

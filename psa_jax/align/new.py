@@ -6,6 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from psa_jax.coupling.blocked import Blocked
+from psa_jax.coupling.coupling import Masked
+from psa_jax.coupling.shrink import Shrunk
+from psa_jax.match.entropic import Gibbs
 from psa_jax.match.extend import extend
 from psa_jax.metrics.pairs import project
 from psa_jax.types import Array, Bool, Float, pytree
@@ -32,6 +35,17 @@ class Prediction:
         """One line."""
         count = int(np.asarray(self.mixed).sum())
         return f"Prediction of {list(self.values.shape)} values, {count} samples by a mixture of treatments"
+
+
+def matched_codes(t: Any, k: int, sizes: np.ndarray) -> np.ndarray:
+    """Treatment codes `[k]` of new samples, -1 where it is not known or was not matched (`sizes` `[T]` is 0)."""
+    t = np.full(k, -1) if t is None else np.asarray(t)
+    if t.shape != (k,) or t.dtype.kind not in "iu" or (t.size and not -1 <= t.min() <= t.max() < sizes.size):
+        raise ValueError(
+            f"t: expected {k} codes in [0, {sizes.size}), -1 where not known, got {t.dtype} {t.shape}"
+            + (f" from {t.min()} to {t.max()}" if t.dtype.kind in "iu" and t.size else "")
+        )
+    return np.where((t >= 0) & (sizes[t] > 0), t, -1)
 
 
 def expected(law: Blocked, y: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -62,6 +76,39 @@ def predicted(
             first_moment, spread = (x.reshape(shape)[:, : rows.size] for x in _moments(each, y, part))
             mean[rows, part], std[rows, part] = _mixture(first_moment, spread, weights[rows].T)
     return mean, std
+
+
+def extends(law: Blocked) -> bool:
+    """Whether new rows can be matched by this law: entropic transport has potentials that say how."""
+    kernel: Any = law.blocks[0].coupling.kernel
+    while isinstance(kernel, Shrunk | Masked):
+        kernel = kernel.kernel
+    return isinstance(kernel, Gibbs)
+
+
+def partners(
+    law: Blocked, u: Array, weights: np.ndarray, treatments: np.ndarray, t: np.ndarray, k: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Probabilities and columns `[n, k]` of the most probable partners of new samples; arguments as `predicted`.
+
+    Of a sample without a treatment they are the best of all treatments, each by its propensity.
+    """
+    k = min(k, law.shape[1])
+    best, column = np.zeros((u.shape[0], k), np.float32), np.full((u.shape[0], k), -1)
+    known, unknown = np.flatnonzero(t >= 0), np.flatnonzero(t < 0)
+    if known.size:
+        best[known], column[known] = map(np.asarray, extend(law, u[known], t[known]).top_k(k))
+    for first in range(0, unknown.size, ROWS):
+        rows = unknown[first : first + ROWS]
+        filled = np.resize(rows, min(ROWS, unknown.size))
+        each = extend(law, jnp.tile(u[filled], (treatments.size, 1)), np.repeat(treatments, filled.size))
+        shape = (treatments.size, filled.size, k)
+        p, j = (np.asarray(x).reshape(shape)[:, : rows.size] for x in each.top_k(k))
+        p = np.moveaxis(p * weights[rows].T[:, :, None], 0, 1).reshape(rows.size, -1)
+        j = np.moveaxis(j, 0, 1).reshape(rows.size, -1)
+        order = np.argsort(-p, axis=1, kind="stable")[:, :k]
+        best[rows], column[rows] = np.take_along_axis(p, order, axis=1), np.take_along_axis(j, order, axis=1)
+    return best, column
 
 
 def _mixture(mean: np.ndarray, std: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

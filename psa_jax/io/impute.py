@@ -9,7 +9,7 @@ import numpy as np
 
 import psa_jax
 from psa_jax.align.alignment import Alignment
-from psa_jax.align.new import expected
+from psa_jax.align.new import expected, extends
 from psa_jax.arguments import checked
 from psa_jax.data.components import chunks
 from psa_jax.data.labels import is_missing, keys_of
@@ -58,8 +58,8 @@ def impute(alignment: Alignment, loaded: Loaded, a: Any, b: Any, *, features: An
     """Features of b for every cell of a, in their real names and units, as an AnnData.
 
     What `alignment.project` expects of the normalised features. Cells of a that were not aligned (without a treatment
-    that both have) are imputed by mixing treatments, see `Alignment.predict`, and marked. For the other direction give
-    `alignment.T`, `loaded.T` and the files exchanged.
+    that both have) are imputed by mixing treatments, see `Alignment.predict`, and marked; they are NaN where another
+    matcher than `sinkhorn` was used. For the other direction give `alignment.T`, `loaded.T` and the files exchanged.
 
     Args:
         alignment: of `loaded.data`.
@@ -88,7 +88,7 @@ def impute(alignment: Alignment, loaded: Loaded, a: Any, b: Any, *, features: An
     scores[rows] = alignment.scores_a
     rest = np.ones(a.n_obs, bool)
     rest[rows] = ~np.isfinite(mean[rows]).all(axis=1)
-    if rest.any():
+    if rest.any() and extends(alignment.projection.coupling):
         x = loaded.preparations[0].prepare(a[rest])
         found = alignment.predict(x, y=source.X)
         mean[rest], std[rest] = found.values, found.std

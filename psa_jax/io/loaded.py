@@ -161,6 +161,11 @@ def loaded(sides: tuple[Side, Side], pair: np.ndarray, how: Reading) -> Loaded:
                 f"of {found.size}, texts such as 'nan' among them (drop_unlabelled leaves them out)"
             )
     left_out = _left_out([side.labels for side in sides], how)
+    if left_out and len(left_out) == len({label for side in sides for label in side.labels if label is not None}):
+        largest = max(max(sizes) for sizes in left_out.values())
+        raise ValueError(
+            f"min_cells: expected at most the cells of the largest treatment used, {largest}, got {how.min_cells}"
+        )
     keep = [
         found & np.array([label not in left_out for label in side.labels], bool)
         for side, found in zip(sides, labelled, strict=True)
