@@ -14,6 +14,7 @@ from psa_jax.cli.folder import open_folder
 from psa_jax.cli.jobs import make_matcher
 from psa_jax.cli.output import OutputFile
 from psa_jax.cli.reading import Source, check_features, check_output, refuse, words_of
+from psa_jax.cli.report import write_html
 from psa_jax.cli.running import run
 from psa_jax.cli.show import Show
 from psa_jax.propensity import Learner
@@ -192,7 +193,7 @@ def align(
     folds = (QUICK["folds"] if quick else Learner.folds) if folds is None else folds
     fit = Fit(matcher.value, eps, relative_eps, k, seed, epochs, members, folds)
     wanted = Wanted(control, check_features(features), impute_b)
-    run(lambda folder, show: cells(folder, show, source, fit, wanted), output, force)
+    run(lambda folder, show: cells(folder, show, source, fit, wanted, str(output)), output, force)
 
 
 Folder = Annotated[Path, typer.Argument(help="A folder that psa-jax align made.")]
@@ -264,3 +265,24 @@ def match(
         new.match(place, show, open_folder(folder, "b" if from_b else "a"), file, treatment, fill_missing)
 
     run(job, output, force, OutputFile)
+
+
+@app.command()
+def report(
+    folder: Folder,
+    output: Annotated[
+        Path | None, typer.Option(help="The .html file to write. Default: report.html of the folder, again.")
+    ] = None,
+    force: Force = False,
+    debug: Debug = False,
+) -> None:
+    """Write report.html again from what a folder holds."""
+    place = folder / "report.html" if output is None else output
+    check_output(place, ".html")
+
+    def job(path: Path, show: Show) -> None:
+        with show.stage("report", "report.html"), show.noting():
+            write_html(path, show, open_folder(folder), str(folder))
+        show.print_notes()
+
+    run(job, place, force or output is None, OutputFile)

@@ -12,10 +12,11 @@ from psa_jax import io
 from psa_jax.align.alignment import Alignment
 from psa_jax.align.evaluate import evaluate
 from psa_jax.align.pipeline import align
-from psa_jax.cli.folder import REFERENCES, keep
+from psa_jax.cli.folder import REFERENCES, Kept, keep
 from psa_jax.cli.jobs import MATCHERS, epochs_of, make_matcher
 from psa_jax.cli.output import write_report
 from psa_jax.cli.reading import Read, Source, chosen_features, quietly, read, refuse
+from psa_jax.cli.report import write_html
 from psa_jax.cli.results import judge, metric_rows, note_clipped, status_line, verdict, write, write_cells
 from psa_jax.cli.show import Show
 from psa_jax.cli.tables import metrics_table, treatments_table
@@ -54,8 +55,8 @@ class Wanted:
     impute_b: bool
 
 
-def cells(folder: Path, show: Show, source: Source, fit: Fit, wanted: Wanted) -> None:
-    """Aligns two modalities of single cells."""
+def cells(folder: Path, show: Show, source: Source, fit: Fit, wanted: Wanted, called: str) -> None:
+    """Aligns two modalities of single cells; `called` is what the folder will be called."""
     key_shuffle, key_align, key_rest = jax.random.split(jax.random.key(fit.seed), 3)
     names = ", ".join(file.name for file in source.files)
     with show.stage("data", f"read {names}"), show.noting(), quietly():
@@ -93,23 +94,23 @@ def cells(folder: Path, show: Show, source: Source, fit: Fit, wanted: Wanted) ->
     if known:
         show.table(lambda width: metrics_table(metric_rows(reports, label), width))
         show.say(verdict(reports[label], label))
+    told = {
+        "command": "align",
+        "settings": _settings(source, fit, wanted, loaded) | epochs_of(alignment),
+        "cells": {"a": len(loaded.cells_a), "b": len(loaded.cells_b), "known_pairs": known},
+        "features": loaded.num_features,
+        "preparations": [done.summary() for done in loaded.preparations],
+        "unlabelled": loaded.unlabelled,
+        "left_out": [dict(zip(("name", "cells_a", "cells_b"), row, strict=True)) for row in loaded.left_out],
+        "verdict": believed,
+        "control": control,
+        "imputed": imputed,
+        **report,
+    }
+    with show.stage("report", "report.html"):
+        written = write_report(folder, told)
+        write_html(folder / "report.html", show, Kept(folder, "a", written, alignment, loaded.preparations[0]), called)
     show.print_notes()
-    write_report(
-        folder,
-        {
-            "command": "align",
-            "settings": _settings(source, fit, wanted, loaded) | epochs_of(alignment),
-            "cells": {"a": len(loaded.cells_a), "b": len(loaded.cells_b), "known_pairs": known},
-            "features": loaded.num_features,
-            "preparations": [done.summary() for done in loaded.preparations],
-            "unlabelled": loaded.unlabelled,
-            "left_out": [dict(zip(("name", "cells_a", "cells_b"), row, strict=True)) for row in loaded.left_out],
-            "verdict": believed,
-            "control": control,
-            "imputed": imputed,
-            **report,
-        },
-    )
 
 
 def _check(loaded: io.Loaded, wanted: Wanted) -> None:

@@ -44,7 +44,14 @@ class Kept:
 
     def cells(self) -> np.ndarray:
         """The names of the other modality's cells, as they were aligned."""
-        with (self.path / f"cells_{'b' if self.side == 'a' else 'a'}.csv").open(newline="", encoding="utf-8") as file:
+        return self._names("b" if self.side == "a" else "a")
+
+    def own_cells(self) -> np.ndarray:
+        """The names of the cells that were aligned."""
+        return self._names(self.side)
+
+    def _names(self, side: str) -> np.ndarray:
+        with (self.path / f"cells_{side}.csv").open(newline="", encoding="utf-8") as file:
             return np.asarray([row["cell"] for row in csv.DictReader(file)], object)
 
     def reference(self) -> Any:

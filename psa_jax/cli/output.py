@@ -131,8 +131,8 @@ class OutputFile:
             )
 
 
-def write_report(folder: Path, report: dict[str, Any]) -> None:
-    """Writes `report.json`: what is given and what it ran on, as strict JSON (None for what is not finite)."""
+def write_report(folder: Path, report: dict[str, Any]) -> dict[str, Any]:
+    """Writes `report.json`, and returns it: what is given and what it ran on, strict JSON (None if not finite)."""
     versions = {"python": platform.python_version(), "psa_jax": psa_jax.__version__}
     for package in PACKAGES:
         versions[package] = importlib.metadata.version(package)
@@ -147,8 +147,10 @@ def write_report(folder: Path, report: dict[str, Any]) -> None:
             "device_kind": jax.devices()[0].device_kind,
         },
     }
-    text = json.dumps(plain({**head, **report}), indent=1, allow_nan=False)
+    whole = plain({**head, **report})
+    text = json.dumps(whole, indent=1, allow_nan=False)
     (folder / "report.json").write_text(text + "\n", encoding="utf-8")
+    return whole
 
 
 def write_table(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:

@@ -3,6 +3,8 @@
 import csv
 import json
 import os
+import re
+import shutil
 
 import numpy as np
 import pytest
@@ -11,6 +13,8 @@ from scipy import sparse
 anndata = pytest.importorskip("anndata")
 mudata = pytest.importorskip("mudata")
 pd = pytest.importorskip("pandas")
+pytest.importorskip("jinja2")
+pytest.importorskip("matplotlib")
 pytest.importorskip("rich")
 testing = pytest.importorskip("typer.testing")
 
@@ -100,6 +104,41 @@ def test_two_files_become_a_folder_to_go_on_with(files, made):
     assert all(row["partner_1"].startswith("r") for row in rows if row["treatment"] != "w")
     alignment = psa.Alignment.load(out)
     assert alignment.names == ("w", "x", "y", "z")
+
+
+def test_the_report_is_one_page_with_its_pictures_inside(made):
+    out, _ = made
+    page = (out / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 5
+    assert not re.search(r"""(src|href)=["'](?!data:)|url\(|@import""", page)
+    for part in (
+        "rna",
+        "protein",
+        "What to believe",
+        "45 cells of rna and 36 of protein",
+        "psa-jax predict",
+        "control",
+    ):
+        assert part in page
+    (out / "report.html").unlink()
+    result = call("report", out)
+    assert result.exit_code == 0, result.output + result.stderr
+    again = (out / "report.html").read_text()
+    assert again.count("data:image/png;base64,") == 5
+    assert not any(path.name.startswith(".") for path in out.iterdir())
+    assert "ends in .html" in refused("report", out, "--output", out / "it.pdf", code=2)
+
+
+def test_names_are_no_markup_in_the_report(made, tmp_path):
+    out, _ = made
+    report = json.loads((out / "report.json").read_text())
+    report["settings"]["modalities"] = ["<script>", "b&b"]
+    shutil.copytree(out, tmp_path / "copy")
+    (tmp_path / "copy" / "report.json").write_text(json.dumps(report))
+    assert call("report", tmp_path / "copy").exit_code == 0
+    page = (tmp_path / "copy" / "report.html").read_text()
+    assert "<script>" not in page
+    assert "&lt;script&gt;" in page
 
 
 @pytest.mark.parametrize("side", [[], ["--from-b"]])
