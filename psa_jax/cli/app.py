@@ -286,3 +286,9 @@ def report(
         show.print_notes()
 
     run(job, place, force or output is None, OutputFile)
+
+
+@app.command()
+def diagnose(folder: Folder, seed: Seed = 0, debug: Debug = False) -> None:
+    """Say more of the evidence, by treatment, than the report does; nothing is written."""
+    new.diagnose(Show(), open_folder(folder), seed)

@@ -1,18 +1,21 @@
-"""The commands that serve new cells by a folder: `predict`, `score` and `match`."""
+"""The commands that go on with a folder: `predict`, `score` and `match` for new cells, and `diagnose`."""
 
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 import psa_jax
 from psa_jax import io
 from psa_jax.cli.folder import Kept
+from psa_jax.cli.jobs import make_matcher
 from psa_jax.cli.output import write_table
 from psa_jax.cli.reading import open_file, quietly
 from psa_jax.cli.show import Show
 from psa_jax.io.impute import codes_of
+from psa_jax.judge import diagnose as judge
 
 PARTNERS = 5
 
@@ -75,6 +78,16 @@ def match(output: Path, show: Show, kept: Kept, file: Path, treatment: str | Non
     write_table(output, header, rows)
     show.say(f"  {adata.n_obs} cells, {probability.shape[1]} partners each")
     _tell_mixed(show, kept, int(mixed.sum()), adata.n_obs)
+
+
+def diagnose(show: Show, kept: Kept, seed: int) -> None:
+    """Prints what can be said of an alignment without true pairs."""
+    used = kept.report["settings"]
+    matcher = make_matcher(used["matcher"], used["eps"], used["relative_eps"], used["k"])
+    with show.stage("diagnosis", "diagnosis"), show.noting():
+        found = judge(jax.random.key(seed), kept.alignment, matcher=matcher)
+    show.verbatim(str(found))
+    show.print_notes()
 
 
 def _best(names: np.ndarray, columns: np.ndarray, probabilities: np.ndarray) -> list[str]:

@@ -167,6 +167,13 @@ def test_new_cells_are_imputed_scored_and_matched(files, made, tmp_path, side):
     assert {path.name for path in tmp_path.iterdir()} == {"it.h5ad", "scored.h5ad", "it.csv"}
 
 
+@pytest.mark.slow
+def test_a_folder_is_diagnosed(made):
+    result = call("diagnose", made[0])
+    assert result.exit_code == 0, result.output + result.stderr
+    assert "overall: agreement" in result.stdout
+
+
 def test_missing_features_and_outputs_that_exist_are_one_line(files, made, tmp_path):
     out, _ = made
     line = refused("predict", out, files / "fewer.h5ad", "--output", tmp_path / "it.h5ad")
