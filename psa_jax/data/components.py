@@ -70,9 +70,8 @@ def moments(x: Any) -> tuple[np.ndarray, float]:
 
 
 def chunks(x: Any) -> Iterator[Any]:
-    """The rows of a matrix, some at a time; sparse ones share the arrays of the whole."""
-    n = x.shape[0]
-    for first, last in bounds(n, x.shape[1] if not sparse.issparse(x) else x.nnz // max(1, n)):
+    """The rows of a matrix, some at a time."""
+    for first, last in bounds(x.shape[0], x.shape[1] if not sparse.issparse(x) else x.nnz // max(1, x.shape[0])):
         if not sparse.issparse(x):
             yield x[first:last]
             continue
@@ -100,24 +99,19 @@ def _krylov(x: Any, mean: np.ndarray, num_components: int) -> tuple[np.ndarray, 
     def backward(u: np.ndarray) -> np.ndarray:
         out, first = np.zeros((d, u.shape[1]), np.float32), 0
         for part in chunks(x):
-            rows = u[first : first + part.shape[0]]
-            out += part.astype(np.float32, copy=False).T @ rows
+            out += part.astype(np.float32, copy=False).T @ u[first : first + part.shape[0]]
             first += part.shape[0]
         return out - np.multiply.outer(centre, u.sum(axis=0, dtype=np.float64).astype(np.float32))
 
     block = np.random.default_rng(SEED).standard_normal((d, width), np.float32)
-    basis, images = [], []
-    for step in range(min(STEPS, d // width)):
+    basis, images = np.zeros((d, 0), np.float32), np.zeros((d, 0), np.float32)
+    for _ in range(max(1, min(STEPS, d // width))):
         for _ in range(2):  # once leaves a rest of what was there already, as large as rounding
-            for before in basis:
-                block = block - before @ (before.T @ block)
-            block = np.linalg.qr(block)[0]
-        basis.append(block)
-        images.append(forward(block))
-        if step < STEPS - 1:
-            block = backward(images[-1])
-    w = np.concatenate(images, axis=1)
-    gram = sum(part.astype(np.float64).T @ part.astype(np.float64) for part in chunks(w))
-    variance, turn = np.linalg.eigh(gram)
+            block = np.linalg.qr(block - basis @ (basis.T @ block))[0]
+        basis = np.concatenate([basis, block], axis=1)
+        block = backward(forward(block))
+        images = np.concatenate([images, block], axis=1)
+    products = basis.T.astype(np.float64) @ images
+    variance, turn = np.linalg.eigh((products + products.T) / 2)
     best = np.argsort(-variance)[:num_components]
-    return np.concatenate(basis, axis=1) @ turn[:, best], variance[best]
+    return basis @ turn[:, best], variance[best]
