@@ -21,6 +21,7 @@ from psa_jax.cli.results import judge, metric_rows, note_clipped, status_line, v
 from psa_jax.cli.show import Show
 from psa_jax.cli.tables import metrics_table, treatments_table
 from psa_jax.data.samples import Unpaired
+from psa_jax.io.impute import impute_from
 from psa_jax.match import known_pairs
 from psa_jax.propensity import Learner, Training
 
@@ -158,7 +159,7 @@ def _impute(folder: Path, show: Show, alignment: Alignment, found: Read, wanted:
             features = chosen_features(wanted.features, len(loaded.features_b))
             source = io.reference(loaded, there, features=features)
             source.write_h5ad(folder / REFERENCES[side])
-            out = io.impute(law, loaded, here, there, features=list(source.var_names))
+            out = impute_from(law, loaded, here, source)
             name = "imputed.h5ad" if side == "b" else "imputed_b.h5ad"
             out.write_h5ad(folder / name)
             told[name] = {

@@ -112,7 +112,7 @@ def check_pairs(
         raise ValueError(
             f"modalities {a!r}, {b!r}: expected one {treatment!r} for each cell that is in both by name, got two for "
             f"{differ.sum()} of {(pair >= 0).sum()} ({shown}). If these are different cells of the same name, give "
-            f"pairs=False, or names of their own: mdata.mod[{b!r}].obs_names = {b + '_'!r} + mdata.mod[{b!r}].obs_names"
+            f"pairs=False, or names of their own, for the AnnData of {b!r}: x.obs_names = {b + '_'!r} + x.obs_names"
         )
 
 

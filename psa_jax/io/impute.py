@@ -44,13 +44,16 @@ def reference(loaded: Loaded, adata: Any, *, features: Any = "all") -> Any:
     if isinstance(features, int) and features < len(chosen):
         chosen = np.sort(np.argsort(-_variances(x), kind="stable")[:features])
     names = np.asarray(done.features, object)[chosen]
-    x = x[rows][:, chosen] if len(chosen) < len(done.features) else x[rows]
+    x = x[:, chosen] if len(chosen) < len(done.features) or isinstance(features, list | tuple) else x
+    x = x[rows]  # last: there may be many more features than are wanted
     if done.origin.obsm is None and adata.var_names.is_unique:
         var = adata.var.loc[list(names)].copy()
     else:
         var = pd.DataFrame(index=pd.Index(names, dtype=object))
     about = {"modality": done.modality, "unit": done.normalisation}
-    return anndata.AnnData(x.astype(np.float32), obs=adata.obs.iloc[rows].copy(), var=var, uns={"psa": about})
+    return anndata.AnnData(
+        x.astype(np.float32, copy=False), obs=adata.obs.iloc[rows].copy(), var=var, uns={"psa": about}
+    )
 
 
 @checked
@@ -75,13 +78,18 @@ def impute(alignment: Alignment, loaded: Loaded, a: Any, b: Any, *, features: An
     Raises:
         ValueError: files or an alignment of other cells, features that do not exist.
     """
+    check_anndata("a", a)
+    _places("a", a.obs_names, loaded.cells_a)
+    return impute_from(alignment, loaded, a, reference(loaded, b, features=features))
+
+
+def impute_from(alignment: Alignment, loaded: Loaded, a: Any, source: Any) -> Any:
+    """As `impute`, of what `reference` returned."""
     if alignment.coupling.shape != (shape := (len(loaded.cells_a), len(loaded.cells_b))):
         raise ValueError(f"alignment: expected one of {shape} cells, got {alignment.coupling.shape}")
     if alignment.projection is None:
         raise ValueError("alignment: expected one with a projection, as `align` makes it, got one made by hand")
-    check_anndata("a", a)
     rows = _places("a", a.obs_names, loaded.cells_a)
-    source = reference(loaded, b, features=features)
     mean, std = (np.full((a.n_obs, source.n_vars), np.nan, np.float32) for _ in range(2))
     scores = np.full((a.n_obs, alignment.scores_a.shape[1]), np.nan, np.float32)
     mean[rows], std[rows] = expected(alignment.projection.law, source.X)

@@ -1,8 +1,10 @@
 """From two files of different cells to imputed values, and back again for new cells."""
 
 import csv
+import errno
 import json
 import os
+import pathlib
 import re
 import shutil
 
@@ -192,6 +194,26 @@ def test_missing_features_and_outputs_that_exist_are_one_line(files, made, tmp_p
     for folder in (files / "nothing", files, files / "rna.h5ad"):
         assert "expected a folder that psa-jax align" in refused("score", folder, files / "new.h5ad")
     assert [path.name for path in tmp_path.iterdir()] == ["it.h5ad"]
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), ValueError("bad"), KeyboardInterrupt()]
+)
+def test_nothing_is_left_of_a_file_that_is_half_written(files, made, tmp_path, monkeypatch, error):
+    def half(self, path, *arguments, **settings):
+        pathlib.Path(path).write_text("half")
+        raise error
+
+    monkeypatch.setattr(anndata.AnnData, "write_h5ad", half)
+    (tmp_path / "it.h5ad").write_text("before")
+    for command in ("predict", "score"):
+        result = call(command, made[0], files / "new.h5ad", "--output", tmp_path / "it.h5ad", "--force")
+        assert result.exit_code == (130 if isinstance(error, KeyboardInterrupt) else 1)
+        assert len(result.stderr.splitlines()) == 1
+        if isinstance(error, OSError):
+            assert f"--output: {tmp_path / 'it.h5ad'} could not be written: No space" in result.stderr
+        assert [path.name for path in tmp_path.iterdir()] == ["it.h5ad"]
+        assert (tmp_path / "it.h5ad").read_text() == "before"
 
 
 WRONG = {
