@@ -1,4 +1,17 @@
-"""The command `align`: two modalities of cells to a folder with all that is needed to go on."""
+"""The command `align`: two modalities of cells to a folder with all that is needed to go on.
+
+The fields of its `report.json`, beside what every command writes (`made_by`, `arguments`, `versions`, `machine`):
+
+- `settings`: every option as it was used; `cells`, `features`, `unlabelled`, `left_out`: what was read;
+- `preparations`: what was done to the features of a and of b, in words;
+- `verdict`: what to believe, in words; `notes`: what else should be known; `timings_s`: seconds of each stage;
+- `treatments`: for each its name, sizes, status, the matcher's `num_iters` and `marginal_error`, `evidence_z` (evidence
+  from 3 on), `believed_a` and `believed_b` (the share of deviations from its mean that is kept), with a control
+  `distance_from_control_a` and `_b` (of mean scores), and where pairs are known `trace` beside `chance`;
+- `control`: the entry of the control; `imputed`: for each file of imputed values its cells, features, unit, and how
+  many cells were imputed by mixing treatments;
+- `metrics`: against known pairs, None where there are none; `details`: the same by treatment, see `psa_jax.evaluate`.
+"""
 
 import dataclasses
 import textwrap

@@ -32,7 +32,7 @@ def predict(output: Path, show: Show, kept: Kept, file: Path, treatment: str | N
     show.say(f"  {out.n_obs} cells, {out.n_vars} features of {about['modality']} ({about['unit']})")
     if far := int(np.isnan(out.X).any(axis=1).sum()):
         show.note(f"{far} of {out.n_obs} cells lie too far from all that was aligned: their values are NaN")
-    _tell_mixed(show, about["mixed"], out.n_obs)
+    _tell_mixed(show, about["mixed"], out.n_obs, "obs['psa_mixed'] marks them")
 
 
 def score(output: Path, show: Show, kept: Kept, file: Path, fill_missing: bool) -> None:
@@ -79,7 +79,7 @@ def match(output: Path, show: Show, kept: Kept, file: Path, treatment: str | Non
     )
     write_table(output, header, rows)
     show.say(f"  {adata.n_obs} cells, {probability.shape[1]} partners each")
-    _tell_mixed(show, int(mixed.sum()), adata.n_obs)
+    _tell_mixed(show, int(mixed.sum()), adata.n_obs, "the column mixed marks them")
 
 
 def diagnose(show: Show, kept: Kept, seed: int) -> None:
@@ -111,10 +111,10 @@ def _read(show: Show, kept: Kept, file: Path, treatment: str | None) -> tuple[An
     return adata, treatment
 
 
-def _tell_mixed(show: Show, mixed: int, total: int) -> None:
+def _tell_mixed(show: Show, mixed: int, total: int, where: str) -> None:
     if mixed:
         show.note(
             f"{mixed} of {total} cells have no treatment that was matched: treatments were mixed by their propensities "
-            "(mixed, psa_mixed mark them)"
+            f"({where})"
         )
     show.print_notes()
