@@ -8,7 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from psa_jax.align.new import Prediction, matched_codes, partners, predicted
+from psa_jax.align.new import Prediction, dense, matched_codes, partners, predicted
 from psa_jax.arguments import numbers
 from psa_jax.coupling.blocked import Blocked
 from psa_jax.coupling.coupling import Coupling
@@ -24,8 +24,7 @@ from psa_jax.propensity.loop import Fitted
 from psa_jax.propensity.scorer import Scorer
 from psa_jax.types import Array, Float, Int, float_dtype, known, pytree, static
 
-SHOWN = 8
-FILE = "alignment.npz"
+SHOWN, FILE = 8, "alignment.npz"
 
 
 class AlignmentWarning(UserWarning):
@@ -290,13 +289,8 @@ def joined(
     )
 
 
-def dense(x: Any) -> Any:
-    """What is sparse as an array, all else as it is."""
-    return x.toarray() if hasattr(x, "toarray") else x
-
-
 def _files() -> Any:
-    """The room of files, which stands above this one and is only entered when something is read or written."""
+    """The room of files, which stands above this one and is entered only to read or write."""
     return importlib.import_module("psa_jax.io.alignments")
 
 

@@ -37,6 +37,11 @@ class Prediction:
         return f"Prediction of {list(self.values.shape)} values, {count} samples by a mixture of treatments"
 
 
+def dense(x: Any) -> Any:
+    """What is sparse as an array, all else as it is."""
+    return x.toarray() if hasattr(x, "toarray") else x
+
+
 def matched_codes(t: Any, k: int, sizes: np.ndarray) -> np.ndarray:
     """Treatment codes `[k]` of new samples, -1 where it is not known or was not matched (`sizes` `[T]` is 0)."""
     t = np.full(k, -1) if t is None else np.asarray(t)
@@ -128,8 +133,7 @@ def _columns(p: int) -> list[slice]:
 
 def _moments(law: Blocked, y: Any, part: slice) -> tuple[np.ndarray, np.ndarray]:
     """Mean and deviation of some columns, as many at a time as others, so that they are compiled once."""
-    some = y[:, part]
-    some = np.asarray(some.toarray() if hasattr(some, "toarray") else some, np.float32)
+    some = np.asarray(dense(y[:, part]), np.float32)
     width = min(COLUMNS, y.shape[1])
     centre = np.nan_to_num(some.mean(axis=0))
     padded = np.zeros((some.shape[0], 2 * width), np.float32)

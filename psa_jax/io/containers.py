@@ -47,7 +47,11 @@ def matrix(where: str, x: Any, num_cells: int) -> Any:
         raise ValueError(f"{where}: expected numbers [{num_cells} cells, features], got {x.dtype}")
     if x.ndim != 2 or x.shape[0] != num_cells or not x.shape[1]:
         raise ValueError(f"{where}: expected numbers [{num_cells} cells, features], got shape {x.shape}")
-    return x.astype(x.dtype.newbyteorder("="), copy=False)
+    x = x.astype(x.dtype.newbyteorder("="), copy=False)
+    if sparse.issparse(x) and not x.has_canonical_format:  # some entries may be there in parts, which have no logarithm
+        x = x.copy()
+        x.sum_duplicates()
+    return x
 
 
 def column(table: Any, name: str, argument: str, where: str, also: str = "") -> Any:

@@ -231,3 +231,12 @@ def test_a_matrix_that_is_no_counts_is_left_alone_whatever_layers_there_are():
         warnings.simplefilter("error")
         loaded = io.from_anndata(rna, protein, treatment="guide")
     np.testing.assert_array_equal(loaded.data.a.x, rna.X)
+
+
+def test_entries_that_are_stored_in_parts_are_one_number():
+    rna, protein = file("r", 30, 6), file("p", 20, 4)
+    expected = io.from_anndata(rna, protein, treatment="guide").data.a.x
+    whole = sparse.csr_matrix(rna.X)
+    halves = [np.repeat(part, 2) for part in (whole.data / 2, whole.indices)]
+    rna.X = sparse.csr_matrix((*halves, 2 * whole.indptr), shape=whole.shape)
+    np.testing.assert_allclose(io.from_anndata(rna, protein, treatment="guide").data.a.x, expected, rtol=1e-6)
