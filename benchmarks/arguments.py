@@ -84,6 +84,7 @@ def calls():
         "fit_predictor": {"key": KEY, **predictor, "progress": False},
         "fit_predictor_ensemble": {"keys": jax.random.split(KEY, 2), **predictor, "progress": False},
         "foscttm": {"y_hat": X, "y": X, "t": T, "convention": "ours", "rows": jnp.arange(3)},
+        "refine": {"key": KEY, "u": X, "v": X, "x": X, "y": X, "groups": groups},
         "from_linen": {"module": MODEL.init.module},
         "tune": {"key": KEY, "data": data, "a": QUICK, "b": QUICK, "repeats": 2, "progress": False},
         "tempered": {"temperature": 4.0},

@@ -35,7 +35,8 @@ decide the split, the training and the order. No setting was chosen with the tru
 - **seconds**: of training and scoring both modalities, the first seed's with compilation included.
 
 "today" is the default of `align`: six classifiers, two of each smoothing, tempered propensities, refined scores
-(`psa.refine`). Rows below it leave out or change one thing. SNARE-seq, BMMC and digits are aligned whole, by cross-fitting.
+(`psa.refine`). Rows below it leave out or change one thing. SNARE-seq, BMMC and digits are aligned whole, by
+cross-fitting.
 """
 
 

@@ -1,10 +1,14 @@
 """What an alignment is: its coupling and everything it came from."""
 
 import html
+import importlib
+import os
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
+from psa_jax.align.new import Prediction, dense, matched_codes, partners, predicted
 from psa_jax.arguments import numbers
 from psa_jax.coupling.blocked import Blocked
 from psa_jax.coupling.coupling import Coupling
@@ -21,7 +25,7 @@ from psa_jax.propensity.loop import Fitted
 from psa_jax.propensity.scorer import Scorer
 from psa_jax.types import Array, Float, Int, float_dtype, known, pytree, static
 
-SHOWN = 8
+SHOWN, FILE = 8, "alignment.npz"
 
 
 class AlignmentWarning(UserWarning):
@@ -103,7 +107,7 @@ class Alignment:
         plots this is the one to take.
 
         Args:
-            y: `[m, ...]` values of the samples of b that were aligned, such as `data.b.x`.
+            y: `[m, ...]` values of the samples of b that were aligned, such as `data.b.x`; may be sparse or a table.
             x: `[k, ...]` new samples of a, to project for instead of those that were aligned; `sinkhorn` only.
             t: `[k]` their treatments.
 
@@ -113,18 +117,82 @@ class Alignment:
         Raises:
             ValueError: an alignment made by hand, `y` of another length, new samples without treatments.
         """
-        if self.projection is None:
-            raise ValueError("projection: expected one, as `align` makes it, got None")
+        law = self._law()
         if (x is None) != (t is None):
             raise ValueError("x, t: expected features and treatments of new samples, got only one of them")
-        law = self.projection.law
         if x is not None:
             law = extend(law, self.score_a(x), t)
-        y = numbers("y", y)
+        y = numbers("y", dense(y))
         if y.ndim < 1 or y.shape[0] != law.shape[1]:
             raise ValueError(f"y: expected {law.shape[1]} values, one for each sample of b, got shape {y.shape}")
         out = project(law, y.reshape(y.shape[0], -1).astype(float_dtype(y)))
         return out.reshape(-1, *y.shape[1:])
+
+    def predict(self, x: Any, t: Any = None, *, y: Any) -> Prediction:
+        """What to expect of `y` for new samples of a, also of those whose treatment is not known. On the host.
+
+        As `project(y, x=x, t=t)`. A sample without a treatment, or with one that b does not have, is projected within
+        each treatment that both have, and these are averaged by its calibrated propensities.
+
+        Args:
+            x: `[k, ...]` new samples of a, prepared as those that were aligned; may be sparse or a table.
+            t: `[k]` their treatments, -1 where not known; None for all.
+            y: `[m, ...]` values of the samples of b that were aligned; may be sparse or a table.
+
+        Returns:
+            Mean, deviation, and which samples were `mixed`. NaN for samples too far from all that was aligned.
+
+        Raises:
+            ValueError: an alignment made by hand, or by another matcher than `sinkhorn`; other features, `y` or `t` of
+                another length, treatments that do not exist.
+        """
+        law = self._law()
+        x, y = numbers("x", dense(x)), y if hasattr(y, "toarray") else np.asarray(numbers("y", y))
+        if y.ndim < 1 or y.shape[0] != law.shape[1]:
+            raise ValueError(f"y: expected {law.shape[1]} values, one for each sample of b, got shape {y.shape}")
+        t, weights, treatments = self._treatments(x, t)
+        flat = y if y.ndim == 2 else y.reshape(y.shape[0], -1)
+        mean, std = predicted(law, self.score_a(x), weights, treatments, t, flat)
+        shape = (x.shape[0], *y.shape[1:])
+        return Prediction(jnp.asarray(mean).reshape(shape), jnp.asarray(std).reshape(shape), jnp.asarray(t < 0))
+
+    def partners(self, x: Any, t: Any = None, *, k: int = 5) -> tuple[np.ndarray, np.ndarray]:
+        """The `k` most probable partners of new samples of a, by the law of pairs; `x`, `t` and errors as `predict`.
+
+        Returns:
+            Probabilities and samples of b `[n, k]`; 0 and -1 where there are fewer.
+        """
+        if not isinstance(self.coupling, Blocked):
+            raise ValueError("coupling: expected one as `align` makes it, got one of a single treatment")
+        x = numbers("x", dense(x))
+        t, weights, treatments = self._treatments(x, t)
+        return partners(self.coupling, self.score_a(x), weights, treatments, t, k)
+
+    def _law(self) -> Blocked:
+        if self.projection is None:
+            raise ValueError("projection: expected one, as `align` makes it, got None")
+        return self.projection.law
+
+    def _treatments(self, x: Array, t: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Codes of new samples, -1 where none was matched; propensities `[k, T]` of the treatments `[T]` that were."""
+        if self.scorer_a is None:
+            raise ValueError("scorer_a: expected one, as `align` makes it, got None")
+        sizes = np.minimum(np.asarray(self.groups.sizes_a), np.asarray(self.groups.sizes_b))
+        t = matched_codes(t, x.shape[0], sizes)
+        treatments = np.asarray(self.scorer_a.treatments)
+        there = sizes[treatments] > 0
+        weights = self.scorer_a.propensities(self.fitted_a.params, x, self.fitted_a.history.best_epoch.ndim)
+        return t, np.asarray(weights)[:, there], treatments[there]
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Writes the alignment into a folder, which is made where there is none; see `psa_jax.io.save_alignment`."""
+        os.makedirs(folder, exist_ok=True)
+        _files().save_alignment(os.path.join(folder, FILE), self)
+
+    @staticmethod
+    def load(folder: str | os.PathLike[str]) -> "Alignment":
+        """Reads what `save` wrote. (Models and matchers of one's own are given to `psa_jax.io.load_alignment`.)"""
+        return _files().load_alignment(os.path.join(folder, FILE))
 
     def score_a(self, x: Float[Array, "k ..."]) -> Float[Array, "k d"]:
         """Scores new samples of modality a `[k, ...]`, for `extend`. Open to `jit` and `grad`.
@@ -232,9 +300,14 @@ def joined(
     )
 
 
+def _files() -> Any:
+    """The room of files, which stands above this one and is entered only to read or write."""
+    return importlib.import_module("psa_jax.io.alignments")
+
+
 def _score(name: str, scorer: Scorer | None, fitted: Fitted, refined: Refinement | None, x: Array) -> Array:
     if scorer is None:
         raise ValueError(f"{name}: expected one, as `align` makes it, got None")
-    x = jnp.asarray(x)
+    x = numbers("x", dense(x))
     u = scorer.score(fitted.params, x, fitted.history.best_epoch.ndim)
     return u if refined is None else refined(u, x)

@@ -7,8 +7,14 @@ from typing import Annotated
 import typer
 
 import psa_jax
-from psa_jax.cli import jobs
+from psa_jax.cli import jobs, new
+from psa_jax.cli.cells import QUICK, Fit, Wanted, cells
 from psa_jax.cli.errors import Commands
+from psa_jax.cli.folder import open_folder
+from psa_jax.cli.jobs import make_matcher
+from psa_jax.cli.output import OutputFile
+from psa_jax.cli.reading import Source, check_features, check_output, refuse, words_of
+from psa_jax.cli.report import write_html
 from psa_jax.cli.running import run
 from psa_jax.cli.show import Show
 from psa_jax.propensity import Learner
@@ -18,7 +24,7 @@ MOST = 2**31 - 1  # of 32 bits
 app = typer.Typer(name="psa-jax", cls=Commands, add_completion=False, pretty_exceptions_enable=False)
 
 
-class Source(StrEnum):
+class Embedded(StrEnum):
     """Embedded data."""
 
     balls = "balls"
@@ -34,7 +40,7 @@ class Matcher(StrEnum):
     assignment = "assignment"
 
 
-Force = Annotated[bool, typer.Option("--force", help="Replace an output folder that psa-jax made before.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace an output that psa-jax made before.")]
 Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of every random number.")]  # jax wraps larger ones
 Debug = Annotated[bool, typer.Option("--debug", help="Show where an error came from.")]
 
@@ -59,8 +65,8 @@ def root(
 def demo(
     output: Annotated[Path, typer.Option(help="Folder to write.")] = Path("psa-jax-demo"),
     data: Annotated[
-        Source, typer.Option(help="Two views of two balls with known positions, or halves of handwritten digits.")
-    ] = Source.balls,
+        Embedded, typer.Option(help="Two views of two balls with known positions, or halves of handwritten digits.")
+    ] = Embedded.balls,
     seed: Seed = 0,
     num_samples: Annotated[
         int | None, typer.Option(min=24, max=MOST, help="Balls to train on; half as many are aligned. Default: 4000.")
@@ -74,11 +80,11 @@ def demo(
 ) -> None:
     """Align embedded data whose pairs are known, and measure how well that went."""
 
-    if data is Source.digits and num_samples is not None:
+    if data is Embedded.digits and num_samples is not None:
         raise typer.BadParameter("an option of --data balls only, the digits are 1797", param_hint="--num-samples")
 
     def job(folder: Path, show: Show) -> None:
-        if data is Source.digits:
+        if data is Embedded.digits:
             jobs.digits(folder, show, seed=seed, epochs=epochs)
         else:
             jobs.balls(folder, show, seed=seed, num_samples=num_samples or 4000, epochs=epochs or 15)
@@ -88,13 +94,21 @@ def demo(
 
 @app.command()
 def align(
-    file: Annotated[Path, typer.Argument(help="An .h5ad (AnnData) or .h5mu (MuData) file.")],
-    treatment: Annotated[str, typer.Option(help="Column of obs with the treatment of each cell.")],
+    files: Annotated[
+        list[Path],
+        typer.Argument(help="One .h5ad, .zarr (AnnData) or .h5mu (MuData) file, or one AnnData file of each modality."),
+    ],
+    treatment: Annotated[
+        list[str],
+        typer.Option(
+            help="Column of obs with the treatment of each cell; two names if the files differ.", metavar="NAME"
+        ),
+    ],
     modalities: Annotated[
         tuple[str, str] | None,
         typer.Option(
             help="Two values of var['feature_types'], two names in obsm, or two modalities of a MuData; "
-            "may be left out if there are just two.",
+            "may be left out if there are just two. Of two files: what to call them, else their own names.",
             show_default=False,
         ),
     ] = None,
@@ -102,7 +116,30 @@ def align(
         str | None,
         typer.Option(help="Layer with the features, instead of X; not for names in obsm.", show_default=False),
     ] = None,
+    obsm: Annotated[
+        str | None,
+        typer.Option(help="Array of obsm instead of X, of those of two files that have it.", show_default=False),
+    ] = None,
+    treatments: Annotated[
+        str | None, typer.Option(help="Use only these, separated by commas.", show_default=False)
+    ] = None,
+    min_cells: Annotated[
+        int, typer.Option(min=1, max=MOST, help="Leave treatments with fewer cells in a modality out.")
+    ] = 1,
+    control: Annotated[
+        str | None,
+        typer.Option(help="The treatment that is none: told apart, others by their distance.", show_default=False),
+    ] = None,
+    as_is: Annotated[bool, typer.Option("--as-is", help="Take counts as they are (else: total, log).")] = False,
     output: Annotated[Path, typer.Option(help="Folder to write.")] = Path("psa-jax-align"),
+    features: Annotated[
+        str | None,
+        typer.Option(
+            help="To impute: all, hvg:NUMBER (those that vary most) or a file of names. Default: all, at most 2000.",
+            show_default=False,
+        ),
+    ] = None,
+    impute_b: Annotated[bool, typer.Option("--impute-b", help="Impute features of a for cells of b, too.")] = False,
     matcher: Annotated[Matcher, typer.Option(help="Within each treatment.")] = Matcher.sinkhorn,
     eps: Annotated[
         float | None, typer.Option(help="Of sinkhorn, in units of the distance of scores.", show_default=False)
@@ -112,16 +149,19 @@ def align(
     ] = None,
     k: Annotated[int | None, typer.Option(min=1, max=MOST, help="Neighbours, of snn and nearest. Default: 1.")] = None,
     seed: Seed = 0,
+    quick: Annotated[bool, typer.Option("--quick", help="For a first look: one classifier, three folds.")] = False,
     epochs: Annotated[
         int | None,
         typer.Option(min=1, max=MOST, help="The most passes over the data. Default: as many as make 800 steps."),
     ] = None,
     members: Annotated[
-        int, typer.Option(min=1, max=MOST, help="Classifiers to average for each modality.")
-    ] = Learner.members,
+        int | None,
+        typer.Option(min=1, max=MOST, help=f"Classifiers to average for each modality. Default: {Learner.members}."),
+    ] = None,
     folds: Annotated[
-        int, typer.Option(min=3, max=MOST, help="Of cross-fitting, at most as many as there are cells.")
-    ] = 5,
+        int | None,
+        typer.Option(min=3, max=MOST, help=f"Of cross-fitting, at most as many as cells. Default: {Learner.folds}."),
+    ] = None,
     num_components: Annotated[
         int, typer.Option(min=1, max=MOST, help="A modality with more features is reduced to its principal components.")
     ] = 50,
@@ -132,34 +172,123 @@ def align(
         bool | None,
         typer.Option(
             "--pairs/--no-pairs",
-            help="Of a MuData: whether cells of the same name are one cell. Default: they are, noted where all names "
-            "are plain numbers.",
+            help="Of a MuData or two files: whether cells of the same name are one cell. Default: they are, noted.",
         ),
     ] = None,
     force: Force = False,
     debug: Debug = False,
 ) -> None:
-    """Align two modalities of single cells, of the same cells or of different ones."""
-    chosen = jobs.make_matcher(matcher.value, eps, relative_eps, k)
+    """Align two modalities of single cells, of the same cells or of different ones, and impute one from the other."""
+    make_matcher(matcher.value, eps, relative_eps, k)
+    words, columns = words_of(files, treatment)
+    chosen = None if treatments is None else tuple(name.strip() for name in treatments.split(",") if name.strip())
+    source = Source(
+        words, columns, modalities, layer, num_components, drop_unlabelled, as_is, chosen, min_cells, obsm, pairs
+    )
+    if quick and (members is not None or folds is not None):
+        refuse("--quick", "it is one member and three folds: expected no --members and no --folds beside it")
+    if control is not None and chosen is not None and control not in chosen:
+        refuse("--control", f"expected one of --treatments {treatments}, got {control}")
+    members = (QUICK["members"] if quick else Learner.members) if members is None else members
+    folds = (QUICK["folds"] if quick else Learner.folds) if folds is None else folds
+    fit = Fit(matcher.value, eps, relative_eps, k, seed, epochs, members, folds)
+    wanted = Wanted(control, check_features(features), impute_b)
+    run(lambda folder, show: cells(folder, show, source, fit, wanted, str(output)), output, force)
 
-    def job(folder: Path, show: Show) -> None:
-        jobs.cells(
-            folder,
-            show,
-            file=file,
-            treatment=treatment,
-            modalities=modalities,
-            layer=layer,
-            matcher=chosen,
-            matcher_name=matcher.value,
-            settings={"eps": eps, "relative_eps": relative_eps, "k": k},
-            seed=seed,
-            epochs=epochs,
-            members=members,
-            folds=folds,
-            num_components=num_components,
-            drop_unlabelled=drop_unlabelled,
-            pairs=pairs,
-        )
 
-    run(job, output, force)
+Folder = Annotated[Path, typer.Argument(help="A folder that psa-jax align made.")]
+New = Annotated[Path, typer.Argument(help="An .h5ad, .zarr or .h5mu file of new cells of the first modality.")]
+Column = Annotated[
+    str | None,
+    typer.Option(help="Column of obs with their treatments. Default: as in training, if it is there.", metavar="NAME"),
+]
+FillMissing = Annotated[
+    bool, typer.Option("--fill-missing", help="Features that are missing take their training means (they are counted).")
+]
+FromB = Annotated[bool, typer.Option("--from-b", help="The new cells are of the second modality.")]
+
+
+@app.command()
+def predict(
+    folder: Folder,
+    file: New,
+    output: Annotated[Path, typer.Option(help="The .h5ad file to write.")] = Path("imputed_new.h5ad"),
+    treatment: Column = None,
+    fill_missing: FillMissing = False,
+    from_b: FromB = False,
+    force: Force = False,
+    debug: Debug = False,
+) -> None:
+    """Impute the other modality's features for new cells, with a treatment or without."""
+    check_output(output, ".h5ad")
+
+    def job(place: Path, show: Show) -> None:
+        new.predict(place, show, open_folder(folder, "b" if from_b else "a"), file, treatment, fill_missing)
+
+    run(job, output, force, OutputFile)
+
+
+@app.command()
+def score(
+    folder: Folder,
+    file: New,
+    output: Annotated[Path, typer.Option(help="The .h5ad file to write.")] = Path("scored.h5ad"),
+    fill_missing: FillMissing = False,
+    from_b: FromB = False,
+    force: Force = False,
+    debug: Debug = False,
+) -> None:
+    """Score new cells: how probable each treatment is, and where they stand among the cells that were aligned."""
+    check_output(output, ".h5ad")
+
+    def job(place: Path, show: Show) -> None:
+        new.score(place, show, open_folder(folder, "b" if from_b else "a"), file, fill_missing)
+
+    run(job, output, force, OutputFile)
+
+
+@app.command()
+def match(
+    folder: Folder,
+    file: New,
+    output: Annotated[Path, typer.Option(help="The .csv file to write.")] = Path("matches.csv"),
+    treatment: Column = None,
+    fill_missing: FillMissing = False,
+    from_b: FromB = False,
+    force: Force = False,
+    debug: Debug = False,
+) -> None:
+    """Find the best partners of new cells among the other modality's cells that were aligned."""
+    check_output(output, ".csv")
+
+    def job(place: Path, show: Show) -> None:
+        new.match(place, show, open_folder(folder, "b" if from_b else "a"), file, treatment, fill_missing)
+
+    run(job, output, force, OutputFile)
+
+
+@app.command()
+def report(
+    folder: Folder,
+    output: Annotated[
+        Path | None, typer.Option(help="The .html file to write. Default: report.html of the folder, again.")
+    ] = None,
+    force: Force = False,
+    debug: Debug = False,
+) -> None:
+    """Write report.html again from what a folder holds."""
+    place = folder / "report.html" if output is None else output
+    check_output(place, ".html")
+
+    def job(path: Path, show: Show) -> None:
+        with show.stage("report", "report.html"), show.noting():
+            write_html(path, show, open_folder(folder), str(folder))
+        show.print_notes()
+
+    run(job, place, force or output is None, OutputFile)
+
+
+@app.command()
+def diagnose(folder: Folder, seed: Seed = 0, debug: Debug = False) -> None:
+    """Say more of the evidence, by treatment, than the report does; nothing is written."""
+    new.diagnose(Show(), open_folder(folder), seed)

@@ -12,7 +12,10 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 FAILED, INTERRUPTED, LONGEST = 1, 130, 1000
-OPTIONS = "treatment|modalities|layer|num_components|drop_unlabelled|folds|members|epochs|seed|eps|k|matcher"
+OPTIONS = (
+    "treatment|treatments|modalities|layer|obsm|num_components|drop_unlabelled|min_cells|folds|members|epochs|seed|eps|k|"
+    "matcher"
+)
 PHRASES = (  # of the library, about what the command line says otherwise or does not have
     (r"\(blockwise matches scores of your own\)", ""),
     (r"\(is the augmentation or the learning rate too large\?\)", "(are there extreme values among the features?)"),
@@ -24,7 +27,13 @@ PHRASES = (  # of the library, about what the command line says otherwise or doe
     (rf"(?:(?<=^)|(?<=: ))({OPTIONS})(?=:)", r"--\1"),
     (rf"(?<![\w-])({OPTIONS})(?==)|(?<![\w-])(num_components|drop_unlabelled)\b", r"--\1\2"),
     (r"--drop_unlabelled(=True)?", "--drop-unlabelled"),
+    (r"--min_cells", "--min-cells"),
+    (r"\bfill_missing=True\b", "--fill-missing"),
+    (r"\bas_is=True\b", "--as-is"),
+    (r"\(`modalities` takes", "(--modalities takes"),
     (r"--num_components", "--num-components"),
+    (r"^pairs: ", "--pairs: "),
+    (r"\(leave pairs out\)", "(leave --pairs out)"),
     (r"\bpairs=False\b", "--no-pairs"),
     (r"\bpairs=True\b", "--pairs"),
 )

@@ -89,8 +89,50 @@ class OutputFolder:
                 raise FileExistsError(f"--output: {path} is not a folder that psa-jax made, so it is not replaced")
 
 
-def write_report(folder: Path, report: dict[str, Any]) -> None:
-    """Writes `report.json`: what is given and what it ran on, as strict JSON (None for what is not finite)."""
+class OutputFile:
+    """A file beside `path` that takes its place when the `with` block ends well, and is removed when it does not.
+
+    Raises:
+        FileExistsError: `path` exists and `force` is False, or it is no file.
+        FileNotFoundError: there is no parent folder.
+    """
+
+    def __init__(self, path: Path, force: bool) -> None:
+        self._path, self._force = path.absolute(), force
+        self._check()
+        self._new = self._path.with_name(f".{self._path.name}.{os.getpid()}.partial{self._path.suffix}")
+
+    def __enter__(self) -> Path:
+        return self._new
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if error is not None:
+                raise error
+            self._check()
+            self._new.replace(self._path)
+        except OSError as failure:
+            named = Path(os.fsdecode(failure.filename)) if failure.filename is not None else self._new
+            if named not in (self._new, self._path) or isinstance(failure, FileExistsError | FileNotFoundError):
+                raise
+            raise OSError(f"--output: {self._path} could not be written: {failure.strerror or failure}") from failure
+        finally:
+            self._new.unlink(missing_ok=True)
+
+    def _check(self) -> None:
+        if not self._path.parent.is_dir():
+            raise FileNotFoundError(f"--output: there is no folder {self._path.parent}")
+        if self._path.exists() and not (self._force and self._path.is_file()):
+            raise FileExistsError(
+                f"--output: {self._path} exists "
+                + ("(--force replaces it)" if self._path.is_file() else "and is no file, so it is not replaced")
+            )
+
+
+def write_report(folder: Path, report: dict[str, Any]) -> dict[str, Any]:
+    """Writes `report.json`, and returns it: what is given and what it ran on, strict JSON (None if not finite)."""
     versions = {"python": platform.python_version(), "psa_jax": psa_jax.__version__}
     for package in PACKAGES:
         versions[package] = importlib.metadata.version(package)
@@ -105,8 +147,10 @@ def write_report(folder: Path, report: dict[str, Any]) -> None:
             "device_kind": jax.devices()[0].device_kind,
         },
     }
-    text = json.dumps(plain({**head, **report}), indent=1, allow_nan=False)
+    whole = plain({**head, **report})
+    text = json.dumps(whole, indent=1, allow_nan=False)
     (folder / "report.json").write_text(text + "\n", encoding="utf-8")
+    return whole
 
 
 def write_table(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:

@@ -19,6 +19,7 @@ from psa_jax.match import known_pairs, snn
 from psa_jax.match.blockwise import blockwise
 from psa_jax.types import KeyArray
 
+PARTNERS = 5
 Reports = dict[str, dict[str, Any]]
 MEANING = {
     "matched, trivially": "one sample on a side: nothing to choose",
@@ -116,19 +117,35 @@ def _draw(
         save("calibration.png", axes)
 
 
-def write_cells(path: Path, alignment: Alignment, loaded: io.Loaded, treatment: str, states: list[str]) -> None:
-    """One line for each cell of modality a: its treatment, what became of it, and its most probable match."""
-    probability, best = (np.asarray(x)[:, 0].tolist() for x in alignment.coupling.top_k(1))
-    codes = np.asarray(loaded.data.a.t).tolist()
-    first, second = loaded.modalities
-    write_table(
-        path,
-        (f"cell_{first}", treatment, "status", f"match_{second}", "probability"),
-        (
-            (cell, loaded.treatments[t], states[t], loaded.cells_b[j] if j >= 0 else "", f"{p:.6g}")
-            for cell, t, j, p in zip(loaded.cells_a, codes, best, probability, strict=True)
-        ),
-    )
+def write_cells(folder: Path, alignment: Alignment, loaded: io.Loaded, treatment: str, states: list[str]) -> None:
+    """One line for each cell: its treatment, what became of it, and its most probable partners, best first.
+
+    `cells_a.csv` and `cells_b.csv` have five partners each; `cells.csv` has the best one of each cell of a, with the
+    modalities' names in its header.
+    """
+    law = alignment.coupling
+    sides = (("a", law, loaded.data.a, loaded.cells_a, loaded.cells_b), ("b", law.T, loaded.data.b, loaded.cells_b,
+             loaded.cells_a))  # fmt: skip
+    for side, coupling, own, cells, others in sides:
+        probability, best = (np.asarray(x).tolist() for x in coupling.top_k(min(PARTNERS, coupling.shape[1])))
+        codes, ranks = np.asarray(own.t).tolist(), range(1, len(best[0]) + 1)
+        rows = [
+            (cell, loaded.treatments[t], states[t], *_partners(others, js, ps))
+            for cell, t, js, ps in zip(cells, codes, best, probability, strict=True)
+        ]
+        head = ("cell", "treatment", "status")
+        header = (*head, *(f"{what}_{rank}" for rank in ranks for what in ("partner", "probability")))
+        write_table(folder / f"cells_{side}.csv", header, rows)
+        if side == "a":
+            first, second = loaded.modalities
+            header = (f"cell_{first}", treatment, "status", f"match_{second}", "probability")
+            write_table(folder / "cells.csv", header, (row[:5] for row in rows))
+
+
+def _partners(names: tuple[str, ...], columns: list[int], probabilities: list[float]) -> list[str]:
+    """Names and probabilities in turn, nothing where there are fewer."""
+    pairs = zip(columns, probabilities, strict=True)
+    return [part for j, p in pairs for part in ((names[j], f"{p:.6g}") if j >= 0 else ("", ""))]
 
 
 def judge(key: KeyArray, alignment: Alignment, coupling: Any, truth: Truth, data: Unpaired) -> dict[str, Any]:
@@ -150,6 +167,12 @@ def _treatments(alignment: Alignment, report: dict[str, Any]) -> list[dict[str, 
     """One entry for each treatment, largest first."""
     solver, found = report["treatments"], report["metrics"]["trace"]["by_treatment"]
     names = alignment.names or tuple(map(str, range(alignment.groups.num_treatments)))
+    told = alignment.projection
+    judged = {} if told is None else {
+        "evidence_z": np.asarray(told.evidence.z),
+        "believed_a": np.asarray(told.weight_a),
+        "believed_b": np.asarray(told.weight_b),
+    }  # fmt: skip
     entries = [
         {
             "name": name,
@@ -157,6 +180,7 @@ def _treatments(alignment: Alignment, report: dict[str, Any]) -> list[dict[str, 
             **{column: solver[column][t] for column in ("size_a", "size_b", "num_iters", "marginal_error")},
             "trace": found["mean"][t],
             "chance": found["chance"][t],
+            **{name: float(values[t]) for name, values in judged.items()},
         }
         for t, (name, state) in enumerate(zip(names, io.status(alignment), strict=True))
     ]

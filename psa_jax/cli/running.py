@@ -10,18 +10,23 @@ from pathlib import Path
 
 import typer
 
-from psa_jax.cli.output import OutputFolder
+from psa_jax.cli.output import OutputFile, OutputFolder
 from psa_jax.cli.show import Show
 
 ENDING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
-def run(job: Callable[[Path, Show], None], output: Path, force: bool) -> None:
-    """Runs a job into a folder that appears when it is complete; a signal ends it with 128 and its number."""
+def run(
+    job: Callable[[Path, Show], None],
+    output: Path,
+    force: bool,
+    kind: type[OutputFolder] | type[OutputFile] = OutputFolder,
+) -> None:
+    """Runs a job into a folder or file that appears when it is complete; a signal ends it with 128 and its number."""
     show, worker = Show(), _Worker()
     try:
-        with _heeding_signals(worker.hear), OutputFolder(output, force) as folder:
-            worker.run(lambda: job(folder, show))
+        with _heeding_signals(worker.hear), kind(output, force) as place:
+            worker.run(lambda: job(place, show))
         show.written(output)
         told = "interrupted, after all was written"
     except KeyboardInterrupt:

@@ -93,6 +93,10 @@ class Show:
         """Prints a sentence."""
         self.console.print(escape(text))
 
+    def verbatim(self, text: str) -> None:
+        """Prints lines as they are, whatever the width."""
+        self.console.print(escape(text), soft_wrap=True)
+
     def table(self, make: Callable[[int], Table]) -> None:
         """Prints the table that `make(width)` returns; one that needs more width is not cut."""
         self.console.print("", make(self.console.width), "", sep="\n", crop=False)

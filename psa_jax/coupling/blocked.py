@@ -10,6 +10,7 @@ import numpy as np
 
 from psa_jax.arguments import checked
 from psa_jax.coupling.coupling import CHUNK_ELEMENTS, Coupling, Info, kernel_name, with_gaps
+from psa_jax.coupling.table import table
 from psa_jax.types import Array, Float, Int, KeyArray, PyTree, float_dtype, known, map_rows, pytree, static
 
 
@@ -132,6 +133,13 @@ class Blocked:
         n = self.shape[0]
         empty = jnp.zeros((n, k), self._dtype()), jnp.full((n, k), -1, jnp.int32)
         return self._scatter(best, empty, chunk)
+
+    def to_sparse(self, k: int) -> Any:
+        """The `k` most probable columns of each row as a `scipy.sparse.csr_array` `[n, m]` of `P(j | i)`. Host only.
+
+        Rows sum to less than one by what is left out; those without a partner are empty.
+        """
+        return table(self, k)
 
     @jax.jit
     def dense(self) -> Float[Array, "n m"]:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from psa_jax.arguments import checked
+from psa_jax.coupling.table import table
 from psa_jax.types import (
     Array,
     Bool,
@@ -238,6 +239,10 @@ class Coupling:
             return p, jnp.where(p > 0, columns, -1).astype(jnp.int32)
 
         return self._rows(best, chunk)
+
+    def to_sparse(self, k: int) -> Any:
+        """The `k` most probable columns of each row as a `scipy.sparse.csr_array` `[n, m]` of `P(j | i)`. Host only."""
+        return table(self, k)
 
     @jax.jit
     def dense(self) -> Float[Array, "n m"]:

@@ -1,6 +1,7 @@
 """Alignments in a file: couplings, scores and classifiers, to go on with in another process."""
 
 import dataclasses
+import math
 import os
 from collections.abc import Callable
 from typing import Any
@@ -19,6 +20,7 @@ from psa_jax.io.archive import check_version, fitted_in, pack, read_leaves, read
 from psa_jax.io.described import describe, today
 from psa_jax.judge.evidence import Evidence
 from psa_jax.judge.projection import Projection
+from psa_jax.judge.refinement import Refinement
 from psa_jax.match import sinkhorn
 from psa_jax.match.blockwise import blockwise
 from psa_jax.propensity.augment import as_tree
@@ -199,6 +201,13 @@ def _like(
             coupling = shrink(coupling.T, 1.0).T if flipped else shrink(coupling, 1.0)
         return coupling.T if meta["flipped"] else coupling
 
+    def refined(side: str) -> Refinement | None:
+        place, d = f".refined_{side}", leaves[f".scores_{side}"].shape[-1]
+        if f"{place}.share" not in leaves:
+            return None
+        flat = math.prod(meta[f"features_{side}"])
+        return Refinement(like(f"{place}.share", ()), like(f"{place}.slope", (flat, d)), like(f"{place}.shift", (d,)))
+
     def projection() -> Projection | None:
         saved = meta.get("projection")
         if saved is None:
@@ -229,6 +238,8 @@ def _like(
         scorer("b", models[1]),
         None if meta.get("names") is None else tuple(meta["names"]),
         projection(),
+        refined("a"),
+        refined("b"),
     )
 
 

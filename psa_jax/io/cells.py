@@ -1,106 +1,84 @@
 """Cells from AnnData and MuData."""
 
 import dataclasses
+import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy import sparse
 
+from psa_jax.align.alignment import AlignmentWarning
 from psa_jax.arguments import checked
-from psa_jax.data.components import principal_components
-from psa_jax.data.labels import differing, names_of, ordered
-from psa_jax.data.samples import Modality, Truth, Unpaired, describe, validate
-from psa_jax.io.containers import (
-    check_anndata,
-    check_measured,
-    check_pairs,
-    column,
-    labels_in,
-    labels_of,
-    listed,
-    matrix,
-    note_numbers,
-)
-from psa_jax.types import KeyArray, known, pytree, static
-
-
-@pytree
-class Loaded:
-    """Two modalities read from a file, with the names that arrays cannot hold.
-
-    Attributes:
-        data: what `align` takes.
-        truth: cells present in both modalities, by name, are known pairs; -1 for the others. They stand in
-            the order of the file: `shuffle` before anything that might depend on the order.
-        treatments: the name of each treatment code, sorted.
-        modalities: the names of modalities a and b.
-        cells_a: the name of each row of modality a.
-        cells_b: the name of each row of modality b.
-        unlabelled: cells of a and of b that were left out because they have no treatment (asked for by
-            `drop_unlabelled`).
-        num_features: features of a and of b in the file, before reduction.
-    """
-
-    data: Unpaired
-    truth: Truth
-    treatments: tuple[str, ...] = static()
-    modalities: tuple[str, str] = static()
-    cells_a: tuple[str, ...] = static()
-    cells_b: tuple[str, ...] = static()
-    unlabelled: tuple[int, int] = static()
-    num_features: tuple[int, int] = static()
-
-    def __repr__(self) -> str:
-        """A few lines: the modalities by name, and what the data say of themselves."""
-        sides = zip("ab", self.modalities, (self.data.a, self.data.b), self.num_features, self.unlabelled, strict=True)
-        lines = [
-            f"  {side} is {name!r}: {describe(modality)} (of {features} in the file"
-            + (f", {gone} cells without a treatment left out)" if gone else ")")
-            for side, name, modality, features, gone in sides
-        ]
-        pairs = f", {int((np.asarray(self.truth.pair) >= 0).sum())} known pairs" if known(self.truth.pair) else ""
-        treatments = repr(self.data).split("\n")[-1]
-        return "\n".join([f"Loaded: {len(self.treatments)} treatments{pairs}", *lines, treatments])
+from psa_jax.data.samples import Modality, Truth, Unpaired
+from psa_jax.io.containers import check_anndata, labels_in, labels_of, listed, note_numbers
+from psa_jax.io.loaded import Loaded, Reading, Side, loaded
+from psa_jax.io.origin import Origin, feature_types
+from psa_jax.types import KeyArray
 
 
 @checked
 def from_anndata(
     adata: Any,
+    other: Any = None,
     *,
-    treatment: str,
+    treatment: str | Sequence[str],
     modalities: tuple[str, str] | None = None,
     layer: str | None = None,
+    obsm: str | Sequence[str | None] | None = None,
     num_components: int | None = 50,
     drop_unlabelled: bool = False,
+    as_is: bool = False,
+    treatments: Sequence[str] | None = None,
+    min_cells: int = 1,
+    pairs: bool | None = None,
 ) -> Loaded:
-    """Takes two modalities out of one AnnData, whose cells are then known pairs.
+    """Takes two modalities out of two AnnData of different cells, or out of one, whose cells are then known pairs.
+
+    Features are `X` (or a layer, or an array of `obsm`). Counts among them, which are whole numbers from 0 up, are
+    brought to the median total of their cells and `log(1 + count)` is taken, as scanpy does. Other numbers stay as they
+    are, whatever layers there are beside them, and so do embeddings (`X_pca`, ...). What was done is kept:
+    `Loaded.prepare` does it to new cells.
 
     Args:
         adata: an `anndata.AnnData`.
-        treatment: column of `obs`.
-        modalities: two values of `var["feature_types"]`, or names of arrays in `obsm`. By default the two
-            values that `var["feature_types"]` has, in the order of the file.
+        other: the AnnData of modality b; then `adata` is that of modality a, and all of their features are used.
+        treatment: column of `obs`; two names if the two files call it differently.
+        modalities: what the two are called ("a" and "b" by default). Of one file: two values of
+            `var["feature_types"]`, or names of arrays in `obsm`; by default the two values that
+            `var["feature_types"]` has, in the order of the file.
         layer: instead of `X`; for values of `feature_types`.
+        obsm: of two files: the array to take instead of `X`, of both or (None for `X`) of each.
         num_components: a modality with more features is reduced to so many principal components of its cells
             (unsupervised; fewer if there are not more cells). Sparse arrays stay sparse. None keeps all.
         drop_unlabelled: leave cells without a treatment out, counted in `Loaded.unlabelled`; else they raise.
+        as_is: take counts as they are.
+        treatments: use only these, by their names; the others are counted in `Loaded.left_out`.
+        min_cells: leave treatments out that have fewer cells in a modality that has them, counted there too.
+        pairs: of two files: False where cells of the same name are different cells. By default they are one cell,
+            with a warning that says so; True leaves the warning out.
 
     Returns:
-        Dense float32 features, codes, names and pairs.
+        Dense float32 features, codes, names, pairs and preparations.
 
     Raises:
         ValueError: no such column, modality or layer (those there are get listed), cells without a treatment,
             features that are no numbers or not finite (see `validate`), cell names or columns that occur twice,
-            an outer join of different cells.
+            an outer join of different cells, no such treatments, settings of two files for one.
     """
+    how = _reading(num_components, drop_unlabelled, as_is, treatments, min_cells)
+    if other is not None:
+        return _two_files(adata, other, treatment, modalities, layer, obsm, pairs, how)
     check_anndata("adata", adata)
+    for name, value in (("obsm", obsm), ("pairs", pairs)):
+        if value is not None:
+            hint = " (`modalities` takes names in obsm)" if name == "obsm" else ""
+            raise ValueError(f"{name}: expected it with two files only, got {value!r} for one{hint}")
+    if not isinstance(treatment, str):
+        raise ValueError(f"treatment: expected one column of obs for one file, got {listed(treatment)}")
     names, values = np.asarray(adata.obs_names), labels_of(adata.obs, treatment, "obs")
-    types = np.array([], str)
-    if "feature_types" in adata.var:
-        types = np.asarray(column(adata.var, "feature_types", "modalities", "var").astype(str))
-    kinds = list(dict.fromkeys(types.tolist()))
+    kinds = list(dict.fromkeys(feature_types(adata).tolist()))
     if modalities is None:
         if len(kinds) != 2:
             found = f"got {kinds}" if kinds else f"got only columns {listed(adata.var.columns)}"
@@ -113,17 +91,15 @@ def from_anndata(
         raise ValueError(f"layer: expected one of {listed(adata.layers)}, got {layer!r}")
     sides = []
     for name in _two(modalities):
-        if name in kinds:
-            x = _features(adata, layer, name)[:, np.flatnonzero(types == name)]
-        elif name in adata.obsm:
-            x = matrix(f"obsm[{name!r}]", adata.obsm[name], adata.n_obs)
-        else:
+        if name not in kinds and name not in adata.obsm:
             raise ValueError(
                 f"modalities: expected values of var['feature_types'] {kinds} or names in obsm "
                 f"{listed(adata.obsm)}, got {name!r}"
             )
-        sides.append((name, x, names, values))
-    return _load(sides, np.arange(len(names)), treatment, num_components, drop_unlabelled)
+        origin = Origin(layer, None, name) if name in kinds else Origin(obsm=name)
+        x, features = origin.read(adata, name)
+        sides.append(Side(name, treatment, origin, features, x, names, values))
+    return loaded((sides[0], sides[1]), np.arange(len(names)), how)
 
 
 @checked
@@ -135,6 +111,9 @@ def from_mudata(
     layer: str | None = None,
     num_components: int | None = 50,
     drop_unlabelled: bool = False,
+    as_is: bool = False,
+    treatments: Sequence[str] | None = None,
+    min_cells: int = 1,
     pairs: bool | None = None,
 ) -> Loaded:
     """Takes two modalities of a MuData, of the same cells, of others, or of some of both.
@@ -148,6 +127,9 @@ def from_mudata(
         layer: instead of `X`.
         num_components: see `from_anndata`.
         drop_unlabelled: see `from_anndata`.
+        as_is: see `from_anndata`.
+        treatments: see `from_anndata`.
+        min_cells: see `from_anndata`.
         pairs: False where cells of the same name are different cells: no pair is known. By default they are one
             cell, with a warning if all their names are plain numbers; True leaves the warning out.
 
@@ -158,6 +140,7 @@ def from_mudata(
         ValueError: as `from_anndata`; cells of the same name and different treatments; a common `obs` that lacks
             cells of a modality.
     """
+    how = _reading(num_components, drop_unlabelled, as_is, treatments, min_cells)
     if not hasattr(mdata, "mod"):
         hint = " (psa_jax.io.from_anndata takes it)" if hasattr(mdata, "obsm") else ""
         raise ValueError(f"mdata: expected a mudata.MuData, got {type(mdata).__name__}{hint}")
@@ -167,18 +150,13 @@ def from_mudata(
     for name in _two(tuple(mdata.mod) if modalities is None else modalities):
         if name not in mdata.mod:
             raise ValueError(f"modalities: expected names in {listed(mdata.mod)}, got {name!r}")
-        adata = mdata.mod[name]
-        check_anndata(f"modality {name!r}", adata)
-        if layer is not None and layer not in adata.layers:
-            raise ValueError(f"layer: expected one of {listed(adata.layers)} of {name!r}, got {layer!r}")
-        values = labels_in(mdata, name, treatment)
-        sides.append((name, _features(adata, layer, name), np.asarray(adata.obs_names), values))
-    pair = _find(sides[1][2], sides[0][2]) if pairs is not False else np.full(len(sides[0][2]), -1)
-    if pairs and not (pair >= 0).any():
-        raise ValueError("pairs: expected cells whose names are in both modalities, got none (leave pairs out)")
+        check_anndata(f"modality {name!r}", mdata.mod[name])
+        labels = labels_in(mdata, name, treatment)
+        sides.append(_side(mdata.mod[name], name, treatment, Origin(layer), labels))
+    pair = _pairs(sides, pairs)
     if pairs is None:
-        note_numbers(sides[0][2][pair >= 0])
-    return _load(sides, pair, treatment, num_components, drop_unlabelled)
+        note_numbers(sides[0].cells[pair >= 0])
+    return loaded((sides[0], sides[1]), pair, how)
 
 
 @checked
@@ -193,84 +171,69 @@ def shuffle(key: KeyArray, loaded: Loaded) -> Loaded:
     return dataclasses.replace(loaded, data=data, truth=truth, cells_b=cells_b)
 
 
-def _load(
-    sides: list[tuple[str, Any, np.ndarray, np.ndarray]],
-    pair: np.ndarray,
-    treatment: str,
+def _two_files(
+    one: Any,
+    other: Any,
+    treatment: str | Sequence[str],
+    modalities: tuple[str, str] | None,
+    layer: str | None,
+    obsm: str | Sequence[str | None] | None,
+    pairs: bool | None,
+    how: Reading,
+) -> Loaded:
+    """Each file is a modality."""
+    columns = (treatment, treatment) if isinstance(treatment, str) else tuple(treatment)
+    arrays = (obsm, obsm) if obsm is None or isinstance(obsm, str) else tuple(obsm)
+    for argument, found in (("treatment", columns), ("obsm", arrays)):
+        if len(found) != 2:
+            raise ValueError(f"{argument}: expected one name, or one for each of two files, got {listed(found)}")
+    if layer is not None and None not in arrays:
+        raise ValueError(f"layer, obsm: expected one of them, got layer {layer!r} and obsm {listed(arrays)}")
+    sides = []
+    for argument, adata, name, column, array in zip(
+        ("adata", "other"), (one, other), _two(modalities or ("a", "b")), columns, arrays, strict=True
+    ):
+        check_anndata(argument, adata)
+        origin = Origin(obsm=array) if array is not None else Origin(layer)
+        labels = labels_of(adata.obs, column, f"obs of {name!r}")
+        sides.append(_side(adata, name, column, origin, labels))
+    pair = _pairs(sides, pairs)
+    if pairs is None and (count := int((pair >= 0).sum())):
+        warnings.warn(
+            f"{count} cells have the same name in {sides[0].name!r} and in {sides[1].name!r} and are taken for pairs "
+            "(used only to measure the result): give pairs=False if they are different cells, pairs=True if not",
+            AlignmentWarning,
+            stacklevel=4,
+        )
+    return loaded((sides[0], sides[1]), pair, how)
+
+
+def _side(adata: Any, name: str, treatment: str, origin: Origin, labels: np.ndarray) -> Side:
+    x, features = origin.read(adata, name)
+    return Side(name, treatment, origin, features, x, np.asarray(adata.obs_names), labels)
+
+
+def _pairs(sides: list[Side], pairs: bool | None) -> np.ndarray:
+    """Which cell of the second side has the name of each of the first, -1 for none."""
+    place = {} if pairs is False else {name: i for i, name in enumerate(sides[1].cells)}
+    found = np.array([place.get(name, -1) for name in sides[0].cells], int)
+    if pairs and not (found >= 0).any():
+        raise ValueError("pairs: expected cells whose names are in both modalities, got none (leave pairs out)")
+    return found
+
+
+def _reading(
     num_components: int | None,
     drop_unlabelled: bool,
-) -> Loaded:
-    """Sides are (name, features, cell names, labels or None); `pair` is before cells are dropped."""
-    if num_components is not None and num_components < 1:
-        raise ValueError(f"num_components: expected at least 1, got {num_components}")
-    keep = [np.array([label is not None for label in labels]) for *_, labels in sides]
-    for (name, *_), kept in zip(sides, keep, strict=True):
-        if not kept.all() and not drop_unlabelled:
-            raise ValueError(
-                f"modality {name!r}: expected a {treatment!r} for every cell, got none for {(~kept).sum()} "
-                f"of {kept.size}, texts such as 'nan' among them (drop_unlabelled leaves them out)"
-            )
-    treatments = ordered([label for *_, labels in sides for label in labels if label is not None])
-    names = names_of(treatments)
-    code = {label: i for i, label in enumerate(treatments)}
-    features = [x[np.flatnonzero(kept)] for (_, x, *_), kept in zip(sides, keep, strict=True)]
-    codes = [np.array([code[label] for label in labels if label is not None], np.int32) for *_, labels in sides]
-    sums = (np.asarray(x.sum(axis=1, dtype=np.float64), np.float32).reshape(-1, 1) for x in features)
-    total_a, total_b = (Modality(jnp.asarray(total), jnp.asarray(t)) for total, t in zip(sums, codes, strict=True))
-    present = [{label for label in labels if label is not None} for *_, labels in sides]
-    if all(present) and not present[0] & present[1]:
-        raise ValueError(
-            f"{treatment}: expected at least one treatment that both modalities have, got {differing(*present)}"
-        )
-    called, matrices, cells, labels = (list(part) for part in zip(*sides, strict=True))
-    check_pairs(called, cells[0], labels, pair, treatment)
-    check_measured(called, matrices, pair, treatment)
-    validate(Unpaired(total_a, total_b, len(treatments), names))
-    a, b = (
-        Modality(jnp.asarray(_dense(name, x, num_components), jnp.float32), jnp.asarray(t))
-        for (name, *_), x, t in zip(sides, features, codes, strict=True)
-    )
-    place = np.append(np.where(keep[1], np.cumsum(keep[1]) - 1, -1), -1)
-    return Loaded(
-        data=Unpaired(a, b, len(treatments), names),
-        truth=Truth(jnp.asarray(place[pair[keep[0]]], jnp.int32)),
-        treatments=names,
-        modalities=(sides[0][0], sides[1][0]),
-        cells_a=tuple(map(str, sides[0][2][keep[0]])),
-        cells_b=tuple(map(str, sides[1][2][keep[1]])),
-        unlabelled=(int((~keep[0]).sum()), int((~keep[1]).sum())),
-        num_features=(features[0].shape[1], features[1].shape[1]),
-    )
-
-
-def _dense(name: str, x: Any, num_components: int | None) -> np.ndarray:
-    """Dense features, as principal components if there are many; sparse ones are not made dense before."""
-    if num_components is None or x.shape[1] <= num_components or min(x.shape) < 2:
-        return np.asarray(x.toarray() if sparse.issparse(x) else x, np.float32)
-    x = sparse.csr_array(x) if sparse.issparse(x) else np.asarray(x, np.float64)
-    try:
-        mean, components = principal_components(x, min(num_components, min(x.shape) - 1))
-    except ValueError as error:
-        raise ValueError(f"modality {name!r}: {error}") from error
-    return x @ components - mean @ components
-
-
-def _features(adata: Any, layer: str | None, modality: str) -> Any:
-    """All features of an AnnData, of its matrix or a layer."""
-    x = adata.X if layer is None else adata.layers[layer]
-    if x is None:
-        raise ValueError(f"modality {modality!r}: expected a matrix X, the file has none (`layer` names another)")
-    where = "X" if layer is None else f"layers[{layer!r}]"
-    return matrix(f"modality {modality!r}: {where}", x, adata.n_obs)
+    as_is: bool,
+    treatments: Sequence[str] | None,
+    min_cells: int,
+) -> Reading:
+    wanted = None if treatments is None else tuple(map(str, treatments))
+    return Reading(num_components, drop_unlabelled, as_is, wanted, min_cells)
 
 
 def _two(names: tuple[str, ...]) -> tuple[str, ...]:
     if len(names) != 2 or names[0] == names[1]:
         raise ValueError(f"modalities: expected two different names, got {listed(names)}")
     return tuple(names)
-
-
-def _find(names: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Where each wanted name is, -1 for nowhere."""
-    place = {name: i for i, name in enumerate(names)}
-    return np.array([place.get(name, -1) for name in wanted], int)

@@ -7,6 +7,7 @@ import numpy as np
 from scipy import sparse
 
 from psa_jax.align.alignment import AlignmentWarning
+from psa_jax.data.components import chunks
 from psa_jax.data.labels import is_missing, keys_of
 
 SHOWN = 5
@@ -46,7 +47,11 @@ def matrix(where: str, x: Any, num_cells: int) -> Any:
         raise ValueError(f"{where}: expected numbers [{num_cells} cells, features], got {x.dtype}")
     if x.ndim != 2 or x.shape[0] != num_cells or not x.shape[1]:
         raise ValueError(f"{where}: expected numbers [{num_cells} cells, features], got shape {x.shape}")
-    return x.astype(x.dtype.newbyteorder("="), copy=False)
+    x = x.astype(x.dtype.newbyteorder("="), copy=False)
+    if sparse.issparse(x) and not x.has_canonical_format:  # some entries may be there in parts, which have no logarithm
+        x = x.copy()
+        x.sum_duplicates()
+    return x
 
 
 def column(table: Any, name: str, argument: str, where: str, also: str = "") -> Any:
@@ -93,8 +98,9 @@ def check_measured(names: list[str], features: list[Any], pair: np.ndarray, trea
         raise ValueError(
             f"modalities {a!r}, {b!r}: expected cells measured in both, got {only[0]} with nothing in {b!r} and "
             f"{only[1]} with nothing in {a!r}, as an outer join of different cells has them. Write "
-            f"psa_jax.io.from_mudata(mudata.MuData({{{a!r}: one, {b!r}: other}}), treatment={treatment!r}) instead, "
-            "with the AnnData of each before they were joined"
+            f"psa_jax.io.from_anndata(one, other, treatment={treatment!r}) or psa_jax.io.from_mudata(mudata.MuData("
+            f"{{{a!r}: one, {b!r}: other}}), treatment={treatment!r}) instead, with the AnnData of each before they "
+            "were joined"
         )
 
 
@@ -110,7 +116,7 @@ def check_pairs(
         raise ValueError(
             f"modalities {a!r}, {b!r}: expected one {treatment!r} for each cell that is in both by name, got two for "
             f"{differ.sum()} of {(pair >= 0).sum()} ({shown}). If these are different cells of the same name, give "
-            f"pairs=False, or names of their own: mdata.mod[{b!r}].obs_names = {b + '_'!r} + mdata.mod[{b!r}].obs_names"
+            f"pairs=False, or names of their own, for the AnnData of {b!r}: x.obs_names = {b + '_'!r} + x.obs_names"
         )
 
 
@@ -139,6 +145,8 @@ def _empty(x: Any) -> np.ndarray:
     """Which cells have nothing but zeros and NaN."""
     if not sparse.issparse(x):
         return ((x == 0) | np.isnan(x)).all(axis=1)
-    something = (x.data != 0) & ~np.isnan(x.data)
-    rows = np.repeat(np.arange(x.shape[0]), np.diff(x.indptr))
-    return np.bincount(rows[something], minlength=x.shape[0]) == 0
+    found = []
+    for part in chunks(x):
+        rows = np.repeat(np.arange(part.shape[0]), np.diff(part.indptr))
+        found.append(np.bincount(rows[(part.data != 0) & ~np.isnan(part.data)], minlength=part.shape[0]) == 0)
+    return np.concatenate(found)

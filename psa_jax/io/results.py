@@ -7,7 +7,7 @@ import numpy as np
 
 from psa_jax.align.alignment import Alignment
 from psa_jax.arguments import checked
-from psa_jax.io.cells import Loaded
+from psa_jax.io.loaded import Loaded
 from psa_jax.metrics.pairs import project
 
 FEW = 4

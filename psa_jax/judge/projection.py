@@ -95,9 +95,9 @@ def fit_projection(
     one, and the slope `w = <own, projected> / <projected, projected>` of held-out scores, in units of their deviation
     within treatments, is what of the projection's deviation is true. Each treatment's slope is noisy: it is averaged
     with the slope over all of them, each as precise as it is (empirical Bayes, with the method of moments for how much
-    treatments differ). Where `evidence` finds nothing common nothing is believed. Half of the columns have more noise than all of
-    them and ask for more smoothing, so of `eps` the smallest counts that explains at least 90 % of what the best does
-    of the held-out scores, after shrinkage.
+    treatments differ). Where `evidence` finds nothing common nothing is believed. Half of the columns have more noise
+    than all of them and ask for more smoothing, so of `eps` the smallest counts that explains at least 90 % of what the
+    best does of the held-out scores, after shrinkage.
 
     Args:
         key: decides halves, samples and the orders of the evidence.
@@ -169,7 +169,7 @@ def _moments(
         sides = keep(u, used), keep(v, used)
         if by is None:
             return sides
-        (first, _), (second, _) = once(by[0], *sides, *by[1:], groups)
+        (first, _), (second, _) = once(by[0], *sides, by[1], by[2], groups)
         return keep(first, used), keep(second, used)
 
     halved = jax.lax.map(known, used)

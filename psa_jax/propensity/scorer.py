@@ -46,7 +46,16 @@ class Scorer:
     @functools.partial(jax.jit, static_argnames="axes")
     def score(self, params: PyTree, x: Float[Array, "n ..."], axes: int) -> Float[Array, "n d"]:
         """Scores of samples by the mean logits of classifiers, whose `params` have `axes` leading axes."""
+        return self.convert(self._logits(params, x, axes))
+
+    @functools.partial(jax.jit, static_argnames="axes")
+    def propensities(self, params: PyTree, x: Float[Array, "n ..."], axes: int) -> Float[Array, "n d"]:
+        """Calibrated probabilities of the treatments that are kept, given that it is one of them; as `score`."""
+        found = self._logits(params, x, axes)
+        return jax.nn.softmax(found[:, self.treatments] / self.temperature.astype(found.dtype))
+
+    def _logits(self, params: PyTree, x: Array, axes: int) -> Array:
         if x.shape[1:] != self.features:
             raise ValueError(f"x: expected features {self.features}, got {x.shape[1:]}")
         params = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[axes:]), params)
-        return self.convert(jax.lax.map(lambda one: logits(self.model, one, x), params).mean(0))
+        return jax.lax.map(lambda one: logits(self.model, one, x), params).mean(0)

@@ -61,3 +61,22 @@ def test_names_of_treatments_are_kept(tmp_path):
     assert back.names == ("control", "drug")
     assert jax.tree.structure(back) == jax.tree.structure(alignment)
     assert repr(back) == repr(alignment)
+
+
+def test_refined_scores_and_what_refines_new_ones_are_kept(tmp_path):
+    rng, t = np.random.default_rng(0), np.arange(1200) % 8
+    shifts, maps = rng.normal(size=(8, 3)), rng.normal(size=(2, 3, 5))
+    a, b = (
+        psa.Modality((shifts[t] + rng.normal(size=(1200, 3))).astype("float32") @ mix.astype("float32"), t)
+        for mix in maps
+    )
+    quick = psa.Learner(psa.linear(8), training=psa.Training(epochs=40), folds=3, members=1)
+    alignment = psa.align(jax.random.key(0), psa.Unpaired(a, b, 8), a=quick, b=quick)
+    assert alignment.refined_a is not None
+    psa.io.save_alignment(tmp_path / "it.npz", alignment)
+    back = psa.io.load_alignment(tmp_path / "it.npz", model_a=quick.model, model_b=quick.model)
+    assert jax.tree.structure(back) == jax.tree.structure(alignment)
+    np.testing.assert_array_equal(back.score_a(a.x[:9]), alignment.score_a(a.x[:9]))
+    np.testing.assert_array_equal(back.T.score_b(a.x[:9]), alignment.score_a(a.x[:9]))
+    near = np.corrcoef(np.ravel(alignment.score_a(a.x)), np.ravel(alignment.scores_a))[0, 1]
+    assert near > 0.9

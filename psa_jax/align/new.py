@@ -1,0 +1,144 @@
+"""New samples: what to expect of the other modality, whether or not their treatment is known."""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from psa_jax.coupling.blocked import Blocked
+from psa_jax.coupling.coupling import Masked
+from psa_jax.coupling.shrink import Shrunk
+from psa_jax.match.entropic import Gibbs
+from psa_jax.match.extend import extend
+from psa_jax.metrics.pairs import project
+from psa_jax.types import Array, Bool, Float, pytree
+
+COLUMNS, ROWS = 256, 512  # values and mixed samples at a time
+
+
+@pytree
+class Prediction:
+    """What to expect of the other modality's values.
+
+    Attributes:
+        values: `[n, ...]` the mean.
+        std: `[n, ...]` how far the values of its possible partners spread.
+        mixed: `[n]` samples whose treatment is unknown, or has no partner: all treatments count, as probable as the
+            classifier holds them to be.
+    """
+
+    values: Float[Array, "n ..."]
+    std: Float[Array, "n ..."]
+    mixed: Bool[Array, " n"]
+
+    def __repr__(self) -> str:
+        """One line."""
+        count = int(np.asarray(self.mixed).sum())
+        return f"Prediction of {list(self.values.shape)} values, {count} samples by a mixture of treatments"
+
+
+def dense(x: Any) -> Any:
+    """What is sparse as an array, all else as it is."""
+    return x.toarray() if hasattr(x, "toarray") else x
+
+
+def matched_codes(t: Any, k: int, sizes: np.ndarray) -> np.ndarray:
+    """Treatment codes `[k]` of new samples, -1 where it is not known or was not matched (`sizes` `[T]` is 0)."""
+    t = np.full(k, -1) if t is None else np.asarray(t)
+    if t.shape != (k,) or t.dtype.kind not in "iu" or (t.size and not -1 <= t.min() <= t.max() < sizes.size):
+        raise ValueError(
+            f"t: expected {k} codes in [0, {sizes.size}), -1 where not known, got {t.dtype} {t.shape}"
+            + (f" from {t.min()} to {t.max()}" if t.dtype.kind in "iu" and t.size else "")
+        )
+    return np.where((t >= 0) & (sizes[t] > 0), t, -1)
+
+
+def expected(law: Blocked, y: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and deviation `[n, p]` of values `[m, p]` (an array or sparse) under each row's law; NaN without partner."""
+    mean, std = (np.empty((law.shape[0], y.shape[1]), np.float32) for _ in range(2))
+    for part in _columns(y.shape[1]):
+        mean[:, part], std[:, part] = _moments(law, y, part)
+    return mean, std
+
+
+def predicted(
+    law: Blocked, u: Array, weights: np.ndarray, treatments: np.ndarray, t: np.ndarray, y: Any
+) -> tuple[np.ndarray, np.ndarray]:
+    """As `expected`, of new samples with scores `u` `[k, d]`, whose treatment `t` is -1 where it is not known.
+
+    `weights` `[k, T]` are the propensities of `treatments` `[T]`, by which the unknown are mixed.
+    """
+    mean, std = (np.full((u.shape[0], y.shape[1]), np.nan, np.float32) for _ in range(2))
+    known, unknown = np.flatnonzero(t >= 0), np.flatnonzero(t < 0)
+    if known.size:
+        mean[known], std[known] = expected(extend(law, u[known], t[known]), y)
+    for first in range(0, unknown.size, ROWS):
+        rows = unknown[first : first + ROWS]
+        filled = np.resize(rows, min(ROWS, unknown.size))  # of one shape, to be compiled once
+        each = extend(law, jnp.tile(u[filled], (treatments.size, 1)), np.repeat(treatments, filled.size))
+        shape = (treatments.size, filled.size, -1)
+        for part in _columns(y.shape[1]):
+            first_moment, spread = (x.reshape(shape)[:, : rows.size] for x in _moments(each, y, part))
+            mean[rows, part], std[rows, part] = _mixture(first_moment, spread, weights[rows].T)
+    return mean, std
+
+
+def extends(law: Blocked) -> bool:
+    """Whether new rows can be matched by this law: entropic transport has potentials that say how."""
+    kernel: Any = law.blocks[0].coupling.kernel
+    while isinstance(kernel, Shrunk | Masked):
+        kernel = kernel.kernel
+    return isinstance(kernel, Gibbs)
+
+
+def partners(
+    law: Blocked, u: Array, weights: np.ndarray, treatments: np.ndarray, t: np.ndarray, k: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Probabilities and columns `[n, k]` of the most probable partners of new samples; arguments as `predicted`.
+
+    Of a sample without a treatment they are the best of all treatments, each by its propensity.
+    """
+    k = min(k, law.shape[1])
+    best, column = np.zeros((u.shape[0], k), np.float32), np.full((u.shape[0], k), -1)
+    known, unknown = np.flatnonzero(t >= 0), np.flatnonzero(t < 0)
+    if known.size:
+        best[known], column[known] = map(np.asarray, extend(law, u[known], t[known]).top_k(k))
+    for first in range(0, unknown.size, ROWS):
+        rows = unknown[first : first + ROWS]
+        filled = np.resize(rows, min(ROWS, unknown.size))
+        each = extend(law, jnp.tile(u[filled], (treatments.size, 1)), np.repeat(treatments, filled.size))
+        shape = (treatments.size, filled.size, k)
+        p, j = (np.asarray(x).reshape(shape)[:, : rows.size] for x in each.top_k(k))
+        p = np.moveaxis(p * weights[rows].T[:, :, None], 0, 1).reshape(rows.size, -1)
+        j = np.moveaxis(j, 0, 1).reshape(rows.size, -1)
+        order = np.argsort(-p, axis=1, kind="stable")[:, :k]
+        best[rows], column[rows] = np.take_along_axis(p, order, axis=1), np.take_along_axis(j, order, axis=1)
+    return best, column
+
+
+def _mixture(mean: np.ndarray, std: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and deviation `[k, p]` of a mixture of `[T, k, p]`; parts that are not known have no say."""
+    there = np.isfinite(mean)
+    weight = np.where(there, weights[:, :, None], 0)
+    total = weight.sum(axis=0)
+    weight = weight / np.where(total > 0, total, np.nan)
+    mean, std = (np.where(there, x, 0) for x in (mean, std))
+    middle = (weight * mean).sum(axis=0)
+    return middle, np.sqrt((weight * (std**2 + (mean - middle) ** 2)).sum(axis=0))
+
+
+def _columns(p: int) -> list[slice]:
+    return [slice(first, min(p, first + COLUMNS)) for first in range(0, p, COLUMNS)]
+
+
+def _moments(law: Blocked, y: Any, part: slice) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and deviation of some columns, as many at a time as others, so that they are compiled once."""
+    some = np.asarray(dense(y[:, part]), np.float32)
+    width = min(COLUMNS, y.shape[1])
+    centre = np.nan_to_num(some.mean(axis=0))
+    padded = np.zeros((some.shape[0], 2 * width), np.float32)
+    padded[:, : some.shape[1]] = some - centre
+    padded[:, width : width + some.shape[1]] = (some - centre) ** 2
+    found = np.asarray(project(law, jnp.asarray(padded)))
+    mean, squares = found[:, : some.shape[1]], found[:, width : width + some.shape[1]]
+    return mean + centre, np.sqrt(np.maximum(squares - mean**2, 0))

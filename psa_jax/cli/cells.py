@@ -1,0 +1,217 @@
+"""The command `align`: two modalities of cells to a folder with all that is needed to go on.
+
+The fields of its `report.json`, beside what every command writes (`made_by`, `arguments`, `versions`, `machine`):
+
+- `settings`: every option as it was used; `cells`, `features`, `unlabelled`, `left_out`: what was read;
+- `preparations`: what was done to the features of a and of b, in words;
+- `verdict`: what to believe, in words; `notes`: what else should be known; `timings_s`: seconds of each stage;
+- `treatments`: for each its name, sizes, status, the matcher's `num_iters` and `marginal_error`, `evidence_z` (evidence
+  from 3 on), `believed_a` and `believed_b` (the share of deviations from its mean that is kept), with a control
+  `distance_from_control_a` and `_b` (of mean scores), and where pairs are known `trace` beside `chance`;
+- `control`: the entry of the control; `imputed`: for each file of imputed values its cells, features, unit, and how
+  many cells were imputed by mixing treatments;
+- `metrics`: against known pairs, None where there are none; `details`: the same by treatment, see `psa_jax.evaluate`.
+"""
+
+import dataclasses
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from psa_jax import io
+from psa_jax.align.alignment import Alignment
+from psa_jax.align.evaluate import evaluate
+from psa_jax.align.pipeline import align
+from psa_jax.cli.folder import REFERENCES, Kept, keep
+from psa_jax.cli.jobs import MATCHERS, epochs_of, make_matcher
+from psa_jax.cli.output import write_report
+from psa_jax.cli.reading import Read, Source, chosen_features, quietly, read, refuse
+from psa_jax.cli.report import write_html
+from psa_jax.cli.results import judge, metric_rows, note_clipped, status_line, verdict, write, write_cells
+from psa_jax.cli.show import Show
+from psa_jax.cli.tables import metrics_table, treatments_table
+from psa_jax.data.samples import Unpaired
+from psa_jax.io.impute import impute_from
+from psa_jax.match import known_pairs
+from psa_jax.propensity import Learner, Training
+
+QUICK = {"members": 1, "folds": 3}
+
+
+@dataclasses.dataclass(frozen=True)
+class Fit:
+    """How cells are aligned: options of `psa-jax align`."""
+
+    matcher: str
+    eps: float | None
+    relative_eps: float | None
+    k: int | None
+    seed: int
+    epochs: int | None
+    members: int
+    folds: int
+
+    @property
+    def learner(self) -> Learner:
+        """Of both modalities."""
+        return Learner(training=Training(epochs=self.epochs), members=self.members, folds=self.folds)
+
+
+@dataclasses.dataclass(frozen=True)
+class Wanted:
+    """What is made of an alignment: the control, features to impute (see `check_features`), and whether of b too."""
+
+    control: str | None
+    features: Any
+    impute_b: bool
+
+
+def cells(folder: Path, show: Show, source: Source, fit: Fit, wanted: Wanted, called: str) -> None:
+    """Aligns two modalities of single cells; `called` is what the folder will be called."""
+    key_shuffle, key_align, key_rest = jax.random.split(jax.random.key(fit.seed), 3)
+    names = ", ".join(file.name for file in source.files)
+    with show.stage("data", f"read {names}"), show.noting(), quietly():
+        found = read(source)
+        found = dataclasses.replace(found, loaded=io.shuffle(key_shuffle, found.loaded))
+    loaded, data = found.loaded, found.loaded.data
+    _check(loaded, wanted)
+    known = int((np.asarray(loaded.truth.pair) >= 0).sum())
+    _introduce(show, source, loaded, known)
+    matcher = make_matcher(fit.matcher, fit.eps, fit.relative_eps, fit.k)
+    with show.noting():
+        alignment = show.aligning(
+            lambda tell: align(key_align, data, a=fit.learner, b=fit.learner, matcher=matcher, progress=tell)
+        )
+    note_clipped(show, alignment, fit.k)
+    label = MATCHERS[fit.matcher]
+    with show.stage("evaluation", "evaluation"):
+        reports = {label: evaluate(key_rest, alignment, loaded.truth, data)}
+        if known:
+            reports["true pairs"] = judge(
+                key_rest, alignment, known_pairs(loaded.truth.pair, len(loaded.cells_b)), loaded.truth, data
+            )
+    imputed = _impute(folder, show, alignment, found, wanted)
+    report = write(folder, show, alignment, reports, label, lambda plot, save: None)
+    states = io.status(alignment)
+    write_cells(folder, alignment, loaded, source.treatment[0], states)
+    show.table(lambda width: treatments_table(report["treatments"], loaded.modalities, width))
+    show.say(status_line(states))
+    believed, control = dict(alignment.verdict()), None
+    for name, text in believed.items():
+        show.say(textwrap.fill(f"{name}: {text}.", 80, subsequent_indent="  ", break_on_hyphens=False))
+    if wanted.control is not None:
+        control = _control(report["treatments"], alignment, data, wanted.control)
+        show.say(f"control {wanted.control}: {control['size_a']} cells of a, {control['size_b']} of b.")
+    if known:
+        show.table(lambda width: metrics_table(metric_rows(reports, label), width))
+        show.say(verdict(reports[label], label))
+    told = {
+        "command": "align",
+        "settings": _settings(source, fit, wanted, loaded) | epochs_of(alignment),
+        "cells": {"a": len(loaded.cells_a), "b": len(loaded.cells_b), "known_pairs": known},
+        "features": loaded.num_features,
+        "preparations": [done.summary() for done in loaded.preparations],
+        "unlabelled": loaded.unlabelled,
+        "left_out": [dict(zip(("name", "cells_a", "cells_b"), row, strict=True)) for row in loaded.left_out],
+        "verdict": believed,
+        "control": control,
+        "imputed": imputed,
+        **report,
+    }
+    with show.stage("report", "report.html"):
+        written = write_report(folder, told)
+        write_html(folder / "report.html", show, Kept(folder, "a", written, alignment, loaded.preparations[0]), called)
+    show.print_notes()
+
+
+def _check(loaded: io.Loaded, wanted: Wanted) -> None:
+    """Refuses what does not fit the file, before anything is learnt."""
+    if wanted.control is not None and wanted.control not in loaded.treatments:
+        raise ValueError(f"--control: expected one of {', '.join(loaded.treatments)}, got {wanted.control!r}")
+    if isinstance(wanted.features, list):
+        if wanted.impute_b:
+            refuse("--features, --impute-b", "names of features are those of one modality: give all or hvg:NUMBER")
+        absent = [name for name in wanted.features if name not in set(loaded.features_b)]
+        if absent:
+            raise ValueError(
+                f"--features: expected names of features of {loaded.modalities[1]}, got {len(absent)} others "
+                f"({', '.join(absent[:5])})"
+            )
+
+
+def _introduce(show: Show, source: Source, loaded: io.Loaded, known: int) -> None:
+    """Says what was read and what was done to it."""
+    counts = len(loaded.cells_a), len(loaded.cells_b)
+    for side, name, n, done, dropped in zip(
+        "ab", loaded.modalities, counts, loaded.preparations, loaded.unlabelled, strict=True
+    ):
+        left_out = f"; {dropped} more have no {source.treatment[-1 if side == 'b' else 0]} and are left out"
+        show.say(f"  {side} is {name}: {n} cells, {done.summary()}{left_out if dropped else ''}")
+    if loaded.left_out:
+        told = ", ".join(f"{name} ({n_a}, {n_b} cells)" for name, n_a, n_b in loaded.left_out)
+        show.say(f"  left out, as asked for: {told}")
+    if known:
+        show.say(
+            f"  {known} cells are in both modalities. They are aligned as if that were unknown (in random order);\n"
+            "  who is who is used only to measure the result."
+        )
+
+
+def _impute(folder: Path, show: Show, alignment: Alignment, found: Read, wanted: Wanted) -> dict[str, Any]:
+    """Writes imputed values, and what is needed to impute those of new cells."""
+    told = {}
+    sides = {"b": (alignment, found.loaded, found.a, found.b)}
+    if wanted.impute_b:
+        sides["a"] = (alignment.T, found.loaded.T, found.b, found.a)
+    with show.stage("imputation", "imputed values"), show.noting(), quietly():
+        keep(folder, alignment, found.loaded)
+        for side, (law, loaded, here, there) in sides.items():
+            features = chosen_features(wanted.features, len(loaded.features_b))
+            source = io.reference(loaded, there, features=features)
+            source.write_h5ad(folder / REFERENCES[side])
+            out = impute_from(law, loaded, here, source)
+            name = "imputed.h5ad" if side == "b" else "imputed_b.h5ad"
+            out.write_h5ad(folder / name)
+            told[name] = {
+                "cells": out.n_obs,
+                "features": out.n_vars,
+                "of": len(loaded.features_b),
+                "modality": loaded.modalities[1],
+                "unit": out.uns["psa"]["unit"],
+                "mixed": out.uns["psa"]["mixed"],
+            }
+    for name, entry in told.items():
+        show.say(
+            f"  {name}: {entry['cells']} cells, {entry['features']} of {entry['of']} features of {entry['modality']} "
+            f"({entry['unit']})"
+        )
+        if entry["mixed"]:
+            show.note(f"{entry['mixed']} cells in {name} have no treatment with a partner: treatments are mixed")
+    return told
+
+
+def _control(entries: list[dict[str, Any]], alignment: Alignment, data: Unpaired, name: str) -> dict[str, Any]:
+    """The control's entry; every treatment is told its distance from the control in scores."""
+    names = list(alignment.names or ())
+    for side, scores, t in (("a", alignment.scores_a, data.a.t), ("b", alignment.scores_b, data.b.t)):
+        scores, t = np.asarray(scores), np.asarray(t)
+        means = {code: scores[t == code].mean(axis=0) for code in np.unique(t)}
+        start = means.get(names.index(name))
+        for entry in entries:
+            here = means.get(names.index(entry["name"]))
+            apart = None if here is None or start is None else float(np.linalg.norm(here - start))
+            entry[f"distance_from_control_{side}"] = apart
+    return next(entry for entry in entries if entry["name"] == name)
+
+
+def _settings(source: Source, fit: Fit, wanted: Wanted, loaded: io.Loaded) -> dict[str, Any]:
+    """Every option as it was used."""
+    told = {"file": str(source.files[0]), "files": [str(file) for file in source.files]}
+    told |= {"treatment": source.treatment[0], "treatment_b": source.treatment[-1], "modalities": loaded.modalities}
+    told |= {"layer": source.layer, "obsm": source.obsm, "treatments": source.treatments}
+    told |= {"min_cells": source.min_cells, "as_is": source.as_is, "num_components": source.num_components}
+    told |= {"drop_unlabelled": source.drop_unlabelled, "pairs": source.pairs, "control": wanted.control}
+    return told | dataclasses.asdict(fit)

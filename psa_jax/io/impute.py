@@ -1,0 +1,225 @@
+"""Imputed values in real feature names: cells of one modality, features of the other, as AnnData."""
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+import psa_jax
+from psa_jax.align.alignment import Alignment
+from psa_jax.align.new import expected, extends
+from psa_jax.arguments import checked
+from psa_jax.data.components import chunks
+from psa_jax.data.labels import is_missing, keys_of
+from psa_jax.io.containers import check_anndata, column, listed, some
+from psa_jax.io.loaded import Loaded
+from psa_jax.io.prepare import Preparation
+
+
+@checked
+def reference(loaded: Loaded, adata: Any, *, features: Any = "all") -> Any:
+    """The cells of b that were aligned, in that order, with their features normalised: what is projected from.
+
+    Args:
+        loaded: what was aligned.
+        adata: the AnnData that modality b was loaded from.
+        features: "all"; a number, the features that vary most; or names.
+
+    Returns:
+        An AnnData, `X` sparse where it was; `obs` and `var` whole; `uns["psa"]` says the unit.
+
+    Raises:
+        ValueError: another file: cells or features missing; features that do not exist.
+    """
+    import anndata
+    import pandas as pd
+
+    done = loaded.preparations[1]
+    check_anndata("adata", adata)
+    rows = _places("adata", adata.obs_names, loaded.cells_b)
+    chosen = _chosen(done, features)
+    x = done.normalised(adata)
+    if isinstance(features, int) and features < len(chosen):
+        chosen = np.sort(np.argsort(-_variances(x), kind="stable")[:features])
+    names = np.asarray(done.features, object)[chosen]
+    x = x[:, chosen] if len(chosen) < len(done.features) or isinstance(features, list | tuple) else x
+    x = x[rows]  # last: there may be many more features than are wanted
+    if done.origin.obsm is None and adata.var_names.is_unique:
+        var = adata.var.loc[list(names)].copy()
+    else:
+        var = pd.DataFrame(index=pd.Index(names, dtype=object))
+    about = {"modality": done.modality, "unit": done.normalisation}
+    return anndata.AnnData(
+        x.astype(np.float32, copy=False), obs=adata.obs.iloc[rows].copy(), var=var, uns={"psa": about}
+    )
+
+
+@checked
+def impute(alignment: Alignment, loaded: Loaded, a: Any, b: Any, *, features: Any = "all") -> Any:
+    """Features of b for every cell of a, in their real names and units, as an AnnData.
+
+    What `alignment.project` expects of the normalised features. Cells of a that were not aligned (without a treatment
+    that both have) are imputed by mixing treatments, see `Alignment.predict`, and marked; they are NaN where another
+    matcher than `sinkhorn` was used. For the other direction give `alignment.T`, `loaded.T` and the files exchanged.
+
+    Args:
+        alignment: of `loaded.data`.
+        loaded: what was aligned.
+        a: the AnnData that modality a was loaded from.
+        b: the AnnData that modality b was loaded from; the same one if both were in one file.
+        features: "all"; a number, the features of b that vary most; or names.
+
+    Returns:
+        Cells of a, features of b: `X` the values, `layers["std"]` how far partners spread, `obs` and `var` whole,
+        `obs["psa_mixed"]` cells imputed by mixing, `obsm["psa_scores"]`, `uns["psa"]` the unit and what was done.
+
+    Raises:
+        ValueError: files or an alignment of other cells, features that do not exist.
+    """
+    check_anndata("a", a)
+    _places("a", a.obs_names, loaded.cells_a)
+    return impute_from(alignment, loaded, a, reference(loaded, b, features=features))
+
+
+def impute_from(alignment: Alignment, loaded: Loaded, a: Any, source: Any) -> Any:
+    """As `impute`, of what `reference` returned."""
+    if alignment.coupling.shape != (shape := (len(loaded.cells_a), len(loaded.cells_b))):
+        raise ValueError(f"alignment: expected one of {shape} cells, got {alignment.coupling.shape}")
+    if alignment.projection is None:
+        raise ValueError("alignment: expected one with a projection, as `align` makes it, got one made by hand")
+    rows = _places("a", a.obs_names, loaded.cells_a)
+    mean, std = (np.full((a.n_obs, source.n_vars), np.nan, np.float32) for _ in range(2))
+    scores = np.full((a.n_obs, alignment.scores_a.shape[1]), np.nan, np.float32)
+    mean[rows], std[rows] = expected(alignment.projection.law, source.X)
+    scores[rows] = alignment.scores_a
+    rest = np.ones(a.n_obs, bool)
+    rest[rows] = ~np.isfinite(mean[rows]).all(axis=1)
+    if rest.any() and extends(alignment.projection.coupling):
+        x = loaded.preparations[0].prepare(a[rest])
+        found = alignment.predict(x, y=source.X)
+        mean[rest], std[rest] = found.values, found.std
+        scores[rest] = np.where(np.isnan(scores[rest]), alignment.score_a(jnp.asarray(x)), scores[rest])
+    return _annotated(alignment, source, a, mean, std, scores, rest)
+
+
+@checked
+def impute_new(
+    alignment: Alignment,
+    preparation: Preparation,
+    source: Any,
+    adata: Any,
+    *,
+    treatment: str | None = None,
+    fill_missing: bool = False,
+) -> Any:
+    """Features of b for new cells of a, by an alignment that is there.
+
+    Args:
+        alignment: as `align` made it.
+        preparation: of modality a, `loaded.preparations[0]`.
+        source: what `reference` returned.
+        adata: the new cells.
+        treatment: the column of `obs` with their treatments, by the names of `alignment.names`. Cells without one, or
+            with one that was not matched, are imputed by mixing treatments; so are all cells if this is None.
+        fill_missing: see `Preparation.prepare`.
+
+    Returns:
+        As `impute`.
+
+    Raises:
+        ValueError: features missing, no such column.
+    """
+    check_anndata("adata", adata)
+    t = codes_of(alignment, adata, treatment)
+    x = preparation.prepare(adata, fill_missing=fill_missing)
+    found = alignment.predict(x, t, y=source.X)
+    scores = np.asarray(alignment.score_a(jnp.asarray(x)))
+    return _annotated(
+        alignment, source, adata, np.asarray(found.values), np.asarray(found.std), scores, np.asarray(found.mixed)
+    )
+
+
+def codes_of(alignment: Alignment, adata: Any, treatment: str | None) -> np.ndarray:
+    """The treatment code of each cell, -1 where there is none or the alignment does not know it."""
+    if treatment is None:
+        return np.full(adata.n_obs, -1)
+    keys = keys_of(f"treatment {treatment!r}", column(adata.obs, treatment, "treatment", "obs"))
+    code = {name: i for i, name in enumerate(alignment.names or ())}
+    return np.array([-1 if is_missing(key) else code.get(str(key), -1) for key in keys])
+
+
+def _annotated(
+    alignment: Alignment,
+    source: Any,
+    adata: Any,
+    mean: np.ndarray,
+    std: np.ndarray,
+    scores: np.ndarray,
+    mixed: np.ndarray,
+) -> Any:
+    """Imputed values with all that is known of the cells and of the features."""
+    import anndata
+
+    assert alignment.projection is not None
+    assert alignment.scorer_a is not None
+    found, names = alignment.projection.evidence, alignment.names
+    columns = np.asarray(alignment.scorer_a.treatments).tolist()
+    about = {
+        "version": psa_jax.__version__,
+        **{name: str(value) for name, value in source.uns["psa"].items()},
+        "treatments": np.asarray([str(k) if names is None else names[k] for k in columns], object),
+        "evidence_p_value": float(found.p_value),
+        "mixed": int(mixed.sum()),
+        "verdict": [f"{name}: {text}" for name, text in alignment.verdict()],
+    }
+    with warnings.catch_warnings():  # of anndata and pandas, about each other
+        for category in (DeprecationWarning, FutureWarning):
+            warnings.simplefilter("ignore", category)
+        obs = adata.obs.copy()
+        obs["psa_mixed"] = mixed
+        arrays: Any = {"psa_scores": scores}
+        return anndata.AnnData(
+            mean, obs=obs, var=source.var.copy(), obsm=arrays, layers={"std": std}, uns={"psa": about}
+        )
+
+
+def _places(name: str, there: Any, wanted: Sequence[str]) -> np.ndarray:
+    """Where each of the wanted cells stands."""
+    place = {str(cell): i for i, cell in enumerate(there)}
+    gone = [cell for cell in wanted if cell not in place]
+    if gone:
+        raise ValueError(
+            f"{name}: expected the {len(wanted)} cells that were loaded, got none for {len(gone)} ({some(gone)})"
+        )
+    return np.array([place[cell] for cell in wanted], int)
+
+
+def _chosen(done: Preparation, features: Any) -> np.ndarray:
+    every = np.arange(len(done.features))
+    if isinstance(features, str) and features == "all":
+        return every
+    if isinstance(features, int) and not isinstance(features, bool) and features > 0:
+        return every
+    if isinstance(features, str | int) or not all(isinstance(name, str) for name in features):
+        raise ValueError(f"features: expected 'all', a number from 1 up or names of features, got {features!r}")
+    place = {name: i for i, name in enumerate(done.features)}
+    wanted = list(dict.fromkeys(features))
+    absent = [name for name in wanted if name not in place]
+    if absent or not wanted:
+        raise ValueError(
+            f"features: expected names of features of {done.modality!r} ({some(done.features)}), got {listed(absent)}"
+        )
+    return np.array([place[name] for name in wanted], int)
+
+
+def _variances(x: Any) -> np.ndarray:
+    """The variance of each feature."""
+    total, squares = np.zeros(x.shape[1]), np.zeros(x.shape[1])
+    for part in chunks(x):
+        total += np.asarray(part.sum(axis=0, dtype=np.float64)).ravel()
+        part = part.multiply(part) if hasattr(part, "multiply") else part.astype(np.float64) ** 2
+        squares += np.asarray(part.sum(axis=0, dtype=np.float64)).ravel()
+    n = max(1, x.shape[0])
+    return squares / n - (total / n) ** 2
