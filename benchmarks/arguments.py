@@ -86,7 +86,7 @@ def calls():
         "foscttm": {"y_hat": X, "y": X, "t": T, "convention": "ours", "rows": jnp.arange(3)},
         "refine": {"key": KEY, "u": X, "v": X, "x": X, "y": X, "groups": groups},
         "from_linen": {"module": MODEL.init.module},
-        "tune": {"key": KEY, "data": data, "a": QUICK, "b": QUICK, "repeats": 2, "progress": False},
+        "tune": {"key": KEY, "data": data, "a": QUICK, "b": QUICK, "repeats": 2, "geometry": True, "progress": False},
         "tempered": {"temperature": 4.0},
         "from_logits": {"logits": X, "temperature": 1.0, "log_prior": None, "transform": psa.centre}
         | {"treatments": None},

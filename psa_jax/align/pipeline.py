@@ -21,6 +21,7 @@ from psa_jax.judge.refinement import refine
 from psa_jax.match import sinkhorn
 from psa_jax.match.blockwise import blockwise
 from psa_jax.match.eot import MAX_ROUNDING
+from psa_jax.match.features import takes_features, with_features
 from psa_jax.progress import Progress, watching
 from psa_jax.propensity.learn import classifier, learn, settled
 from psa_jax.propensity.learner import Learner, check_learner
@@ -59,7 +60,9 @@ def align(
         valid: samples that select the best epoch and the temperature, with a query only; by default a fifth of `data`.
         a: how the scores of modality a are learnt, by default `Learner()`: the model, smoothing, training, members.
         b: the same for modality b.
-        matcher: of one treatment, `(u, v, a, b) -> Coupling`.
+        matcher: of one treatment, `(u, v, a, b) -> Coupling`. `fused_gromov_wasserstein`, and functions of yours with
+            an attribute `takes_features`, get `(scores, features)` for `u` and `v`, scores in units of their largest
+            distance within treatments; `project` then goes by transport of the scores.
         progress: True draws a bar (needs rich); a function is called with every `psa_jax.progress.Step`.
 
     Returns:
@@ -126,13 +129,22 @@ def align(
         refined = refine(jax.random.fold_in(key, 4), side_a.scores, side_b.scores, *features, groups)
         watch.advance()
         watch.begin("matching", 1)
-        coupling = blockwise(matcher)(refined.u, refined.v, groups)
+        paired = takes_features(matcher)
+        u, v = refined.u, refined.v
+        u, v = with_features(u, v, features[0], features[1], groups) if paired else (u, v)
+        coupling = blockwise(matcher)(u, v, groups)
         warn(coupling, groups, data.names)
         watch.advance()
         watch.begin("projection", 1)
         key_project = jax.random.fold_in(key, 3)
         projection = fit_projection(
-            key_project, side_a.scores, side_b.scores, groups, matcher=matcher, refined=refined, features=features
+            key_project,
+            side_a.scores,
+            side_b.scores,
+            groups,
+            matcher=sinkhorn if paired else matcher,  # which serves new samples too
+            refined=refined,
+            features=features,
         )
         watch.advance()
     return joined(coupling, groups, side_a, side_b, data.names, projection, refined)

@@ -179,8 +179,8 @@ def _moments(
         match = blockwise(jax.tree_util.Partial(matcher.func, *matcher.args, **settings))
 
         def half(args: Any) -> tuple[Array, Array]:
-            used, sides = args
-            coupling = match(*sides, groups)
+            used, (first, second) = args
+            coupling = match(first, second, groups)
             own = [within(hold(x, ~used), t, groups) for x, t in ((u, t_a), (v, t_b))]
             projected = [
                 within(law.apply(other), t, groups)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -9,11 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from psa_jax.arguments import checked
+from psa_jax.coupling.coupling import Coupling
 from psa_jax.data.groups import group
 from psa_jax.data.samples import Modality, Unpaired, on_host, validate
 from psa_jax.judge.agreement import held_out_agreement, within
+from psa_jax.judge.shapes import try_shapes
 from psa_jax.judge.thin import thin
-from psa_jax.match import relative, sinkhorn
+from psa_jax.match import fused_gromov_wasserstein, relative, sinkhorn
 from psa_jax.progress import Progress, Watch, watching
 from psa_jax.propensity.augment import SMOOTHINGS
 from psa_jax.propensity.learn import Representation, learn, settled
@@ -21,7 +24,7 @@ from psa_jax.propensity.learner import Learner, check_learner
 from psa_jax.types import Array, KeyArray
 
 MOST_SAMPLES, MOST, FOLDS, MEMBERS = 6000, 200, 3, 2
-EPS, ERRORS, RANK_SHARE = 0.2, 2.0, 0.5
+EPS, ERRORS, CLEARLY, RANK_SHARE = 0.2, 2.0, 3.0, 0.5
 SINGLE = {"none": None, **{f"noise {one.noise:g}, shifts {one.shift:g}": one for one in SMOOTHINGS}}
 
 
@@ -36,12 +39,17 @@ class Tuned:
         table: a dictionary for each smoothing tried: `agreement` of held-out scores, its `gain` over the given
             learners' on the same halves, the standard `error` of the gain, the effective `rank` of the scores within
             treatments, and whether it is `allowed`.
+        matcher: for `align`: `sinkhorn`, or `fused_gromov_wasserstein` where distances within modalities help.
+        shapes: a dictionary for each weight `alpha` of these distances tried, 0 first: `agreement`, `gain`, `error`;
+            none where scores have nothing in common, or `geometry` was not asked for.
     """
 
     a: Learner
     b: Learner
     chosen: str
     table: tuple[dict[str, Any], ...]
+    matcher: Callable[..., Coupling] = sinkhorn
+    shapes: tuple[dict[str, Any], ...] = ()
 
     def __repr__(self) -> str:
         """The table, the choice, and the reason."""
@@ -51,6 +59,11 @@ class Tuned:
             lines.append(f"  {row['smoothing']}: {told}, rank {row['rank']:.1f}{'' if row['allowed'] else ', too low'}")
         if self.chosen == "as given":
             lines.append(f"  none gains more than {ERRORS:g} standard errors: nothing is changed")
+        for row in self.shapes[1:]:
+            told = f"agreement {row['agreement']:.3f}, gain {row['gain']:+.3f} (error {row['error']:.3f})"
+            lines.append(f"  distances within, alpha {row['alpha']:g}: {told}")
+        if self.shapes:
+            lines.append(f"  matcher: {'sinkhorn' if self.matcher is sinkhorn else 'fused_gromov_wasserstein'}")
         return "\n".join(lines)
 
 
@@ -62,6 +75,7 @@ def tune(
     a: Learner | None = None,
     b: Learner | None = None,
     repeats: int = 8,
+    geometry: bool = True,
     progress: Progress = False,
 ) -> Tuned:
     """Chooses the smoothing of both modalities' classifiers by labels only. On the host.
@@ -80,10 +94,12 @@ def tune(
         a: what to start from, by default `Learner()`; all but `augment`, members and folds is kept while it is tried.
         b: the same for modality b.
         repeats: random halves, each used both ways; at least 2.
+        geometry: whether to try, with the scores of what was chosen, if matching by distances within each modality too
+            (`fused_gromov_wasserstein` of `alpha` 0.5) helps: it must gain more than three standard errors.
         progress: as in `align`.
 
     Returns:
-        The learners to give to `align`, and a table; `print` shows why.
+        The learners and the matcher to give to `align`, and a table; `print` shows why.
 
     Raises:
         ValueError: as `align`; fewer than three treatments that both modalities have; repeats below 2.
@@ -109,10 +125,11 @@ def tune(
         raise ValueError(f"data: expected at least three treatments that both modalities have, got {shared.size}")
     groups = group(data.a.t, data.b.t, data.num_treatments)
     kept = thin(key_thin, groups, MOST)
-    rows, given = [], None
+    rows, given, learnt = [], None, {}
     with watching(progress) as watch:
         for name, change in {"as given": None, **{name: (one,) for name, one in SINGLE.items()}}.items():
             u, v = _scores(key_learn, data, shared, learners, change, watch)
+            learnt[name] = u, v
             few = (u, v, groups) if kept is None else (kept.of_a(u), kept.of_b(v), kept.groups)
             values = np.asarray(held_out_agreement(key_agree, _MATCHER, *few, repeats=repeats), float)
             rank = min(_rank(x, t, groups) for x, t in ((u, data.a.t), (v, data.b.t)))
@@ -129,11 +146,24 @@ def tune(
                 }
             )
     better = [row for row in rows if row["allowed"] and row["gain"] > ERRORS * row["error"]]
+    chosen, (first, second) = "as given", learners
+    if better:
+        chosen = max(better, key=lambda row: row["gain"])["smoothing"]
+        first, second = (dataclasses.replace(learner, augment=SINGLE[chosen]) for learner in learners)
+    shapes = ()
+    if geometry:
+        (u, v), x, y = learnt[chosen], jnp.asarray(data.a.x), jnp.asarray(data.b.x)
+        shapes = try_shapes(jax.random.fold_in(key, 5), u, v, x, y, groups, repeats=repeats)
+    return Tuned(first, second, chosen, tuple(rows), _matcher(shapes), shapes)
+
+
+def _matcher(shapes: tuple[dict[str, Any], ...]) -> Callable[..., Coupling]:
+    """Fused with the weight that gains most, where one gains beyond noise."""
+    better = [row for row in shapes[1:] if row["gain"] > CLEARLY * row["error"]]
     if not better:
-        return Tuned(learners[0], learners[1], "as given", tuple(rows))
-    chosen = max(better, key=lambda row: row["gain"])["smoothing"]
-    first, second = (dataclasses.replace(learner, augment=SINGLE[chosen]) for learner in learners)
-    return Tuned(first, second, chosen, tuple(rows))
+        return sinkhorn
+    alpha = max(better, key=lambda row: row["gain"])["alpha"]
+    return functools.partial(fused_gromov_wasserstein, alpha=alpha)
 
 
 _MATCHER = functools.partial(sinkhorn, eps=relative(EPS), tol=1e-2)
