@@ -164,6 +164,8 @@ class Alignment:
         """
         if not isinstance(self.coupling, Blocked):
             raise ValueError("coupling: expected one as `align` makes it, got one of a single treatment")
+        if not isinstance(k, int | np.integer) or k < 1:
+            raise ValueError(f"k: expected an integer of at least 1, got {k!r}")
         x = numbers("x", dense(x))
         t, weights, treatments = self._treatments(x, t)
         return partners(self.coupling, self.score_a(x), weights, treatments, t, k)

@@ -16,6 +16,7 @@ from psa_jax.match.blockwise import blockwise
 from psa_jax.types import Array, Float, Int, KeyArray, float_dtype, pytree
 
 SHARE, RIDGE, FOLDS = 0.5, 1.0, 5
+CONSTANT = 1e-6  # of a column's magnitude: rounding of single precision
 MOST_EVIDENCE, MOST_FEATURES = 400, 512
 _MATCHER = functools.partial(sinkhorn, eps=relative(0.2), tol=1e-2, max_iters=300, newton=0)
 
@@ -88,7 +89,7 @@ def refine(
         groups: the plan.
 
     Raises:
-        ValueError: features of another number of samples.
+        ValueError: features of another number of samples or of none; NaN or infinity.
 
     Example:
         >>> from psa_jax.data.groups import group
@@ -103,9 +104,12 @@ def refine(
     References:
         What it brings is measured in `benchmarks/QUALITY.md`.
     """
-    for name, features, number in (("x", x, groups.shape[0]), ("y", y, groups.shape[1])):
-        if features.shape[0] != number:
-            raise ValueError(f"{name}: expected {number} samples, as the plan has, got {features.shape[0]}")
+    for name, features, scores, number in (("x", x, u, groups.shape[0]), ("y", y, v, groups.shape[1])):
+        if features.shape[0] != number or not features.size:
+            raise ValueError(f"{name}: expected features of {number} samples, as the plan has, got {features.shape}")
+        for told, values in ((name, features), ({"x": "u", "y": "v"}[name], scores)):
+            if not bool(jnp.isfinite(values).all()):
+                raise ValueError(f"{told}: expected finite numbers, got NaN or infinity")
     dtype = float_dtype(u, v)
     u, v = jnp.asarray(u, dtype), jnp.asarray(v, dtype)
     key_thin, key_evidence, key_folds = jax.random.split(key, 3)
@@ -135,6 +139,9 @@ def once(
 def _side(
     fold: Int[Array, " n"], u: Array, projected: Array, x: Array, t: Array, groups: Groups
 ) -> tuple[Array, Refinement]:
+    magnitude = jnp.max(jnp.abs(x), axis=0, keepdims=True, initial=0)
+    magnitude = jnp.where(magnitude > 0, magnitude, 1)
+    x = x / magnitude
     own = within(u, t, groups)
     predicted, slopes = _regressed(fold, within(x, t, groups), within(projected, t, groups))
     size, norm = jnp.sum(predicted**2), jnp.sum(own**2)
@@ -151,13 +158,15 @@ def _side(
         return Refinement(share, scale * slope, ((1 - share) * mean_u - scale * _product(mean_x, slope))[0])
 
     each = jax.lax.map(lambda slope: by(slope)(u, x), slopes)
-    return jnp.take_along_axis(each, fold[None, :, None], axis=0)[0], by(slopes.mean(0))
+    final = by(slopes.mean(0))
+    final = Refinement(final.share, final.slope / magnitude.T, final.shift)
+    return jnp.take_along_axis(each, fold[None, :, None], axis=0)[0], final
 
 
 def _regressed(fold: Int[Array, " n"], x: Array, y: Array) -> tuple[Float[Array, "n d"], Float[Array, "folds p d"]]:
-    """Ridge regression: every fold predicted by the others, and the slopes that predicted each."""
+    """Ridge regression: every fold predicted by the others, and the slopes that predicted each. `x` is of order one."""
     size = jnp.sqrt(jnp.mean(x * x, axis=0, keepdims=True))
-    varies = size > 1e-5 * size.max()
+    varies = size > CONSTANT
     unit = jnp.where(varies, 1 / jnp.where(varies, size, 1), 0)
     x = x * unit
     penalty = RIDGE * x.shape[0] * jnp.eye(x.shape[1], dtype=x.dtype)

@@ -306,3 +306,16 @@ def test_plain_numpy_of_any_width_will_do():
     )
     result = align(jax.random.key(0), wide, epochs=2)
     assert psa.evaluate(jax.random.key(1), result, truth, wide)["metrics"]["latent_mse"]["counted"] == 80
+
+
+def test_projections_and_their_gradients_are_open_to_jit(aligned):
+    data, _, alignment = aligned
+    y, new, t = jnp.asarray(data.b.x), jnp.asarray(data.a.x[:6]) + 0.1, np.asarray(data.a.t[:6])
+    for x, treatments in ((None, None), (new, t)):
+        expected = alignment.project(y, x=x, t=treatments)
+        found = jax.jit(lambda y, x=x, treatments=treatments: alignment.project(y, x=x, t=treatments))(y)
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    moved = jax.jit(jax.grad(lambda x: alignment.project(y, x=x, t=t).sum()))(new)
+    assert bool(jnp.isfinite(moved).all())
+    given = jax.jit(lambda alignment, y: alignment.project(y))(alignment, y)
+    np.testing.assert_allclose(given, alignment.project(y), rtol=1e-4, atol=1e-5)

@@ -27,7 +27,7 @@ def problem(seed=0, common=True, noise=1.0, units=1.0):
     for z, mix in ((state, maps[0]), (other, maps[0 if common else 1])):
         x = np.tanh(z @ rng.normal(size=(3, 7))) + 0.1 * rng.normal(size=(T_A.size, 7))
         u = z @ mix + noise * rng.normal(size=(T_A.size, 9))
-        sides += [x * units + 5, u - u.mean(1, keepdims=True)]
+        sides += [(x + 5) * units, u - u.mean(1, keepdims=True)]
     x, u, y, v = (jnp.asarray(side, jnp.float32) for side in sides)
     truth = state @ maps[0]
     return u, v, x, y, truth - truth.mean(1, keepdims=True)
@@ -37,7 +37,7 @@ def within(x):
     return x - np.stack([x[code == T_A].mean(0) for code in range(NUM)])[T_A]
 
 
-@pytest.mark.parametrize("units", [1.0, np.array([1e4, 1, 1e-4, 1, 1, 1, 1])])
+@pytest.mark.parametrize("units", [1.0, np.array([1e9, 1, 1e-9, 1e20, 1, 1, 1]), 1e-15])
 def test_refined_scores_are_nearer_to_the_truth(units):
     u, v, x, y, truth = problem(units=units)
     found = psa.refine(KEY, u, v, x, y, GROUPS)
@@ -78,6 +78,16 @@ def test_features_that_say_nothing_have_no_weight():
     assert float(psa.refine(KEY, u, v, noise, noise, GROUPS).a.share) > 0.85
 
 
+def test_a_constant_column_changes_nothing_however_large():
+    u, v, x, y, _ = problem()
+    found = psa.refine(KEY, u, v, x, y, GROUPS)
+    for constant in (7.0, 1e38):
+        more = jnp.concatenate([x, jnp.full_like(x[:, :1], constant)], axis=1)
+        extra = psa.refine(KEY, u, v, more, y, GROUPS)
+        np.testing.assert_allclose(extra.u, found.u, atol=1e-4)
+        assert bool(jnp.isfinite(extra.a(u, more)).all())
+
+
 def test_images_are_left_as_they_are():
     u, v, _, _, _ = problem()
     wide = jnp.zeros((T_A.size, 24, 24))
@@ -105,7 +115,15 @@ def test_projections_of_refined_scores_are_weighed_by_what_was_given():
         fit_projection(KEY, u, v, GROUPS, refined=refined)
 
 
+@pytest.mark.parametrize("place", [0, 1, 2, 3])
+def test_what_is_not_finite_is_refused_by_name(place):
+    sides = list(problem()[:4])
+    sides[place] = sides[place].at[3, 1].set(jnp.nan)
+    with pytest.raises(ValueError, match=f"^{'uvxy'[place]}: expected finite"):
+        psa.refine(KEY, *sides, GROUPS)
+
+
 def test_other_samples_are_refused():
     u, v, x, y, _ = problem()
-    with pytest.raises(ValueError, match="y: expected 480 samples, as the plan has, got 3"):
+    with pytest.raises(ValueError, match="y: expected features of 480 samples, as the plan has, got \\(3, 7\\)"):
         psa.refine(KEY, u, v, x, y[:3], GROUPS)
