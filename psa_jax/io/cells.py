@@ -12,7 +12,7 @@ import numpy as np
 from psa_jax.align.alignment import AlignmentWarning
 from psa_jax.arguments import checked
 from psa_jax.data.samples import Modality, Truth, Unpaired
-from psa_jax.io.containers import check_anndata, labels_in, labels_of, listed, note_numbers
+from psa_jax.io.containers import check_anndata, labels_in, labels_of, layers_of, listed, note_numbers
 from psa_jax.io.loaded import Loaded, Reading, Side, loaded
 from psa_jax.io.origin import Origin, feature_types
 from psa_jax.types import KeyArray
@@ -88,7 +88,7 @@ def from_anndata(
             )
         modalities = kinds[0], kinds[1]
     if layer is not None and layer not in adata.layers:
-        raise ValueError(f"layer: expected one of {listed(adata.layers)}, got {layer!r}")
+        raise ValueError(f"layer: expected one of {listed(layers_of(adata))}, got {layer!r}")
     sides = []
     for name in _two(modalities):
         if name not in kinds and name not in adata.obsm:

@@ -131,6 +131,11 @@ def note_numbers(cells: np.ndarray) -> None:
         )
 
 
+def layers_of(adata: Any) -> list[str]:
+    """The names of the layers; later versions of anndata count `X` among them, as None."""
+    return [name for name in adata.layers if name is not None]
+
+
 def some(names: Any) -> str:
     """The first few of many."""
     return ", ".join(map(str, names[:SHOWN])) + (", ..." if len(names) > SHOWN else "")

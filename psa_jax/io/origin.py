@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from psa_jax.io.containers import column, listed, matrix
+from psa_jax.io.containers import column, layers_of, listed, matrix
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,12 +49,12 @@ class Origin:
             columns = getattr(found, "columns", [f"{self.obsm}_{i}" for i in range(x.shape[1])])
             return x, tuple(map(str, columns))
         if self.layer is not None and self.layer not in adata.layers:
-            raise ValueError(f"layer: expected one of {listed(adata.layers)} of {modality!r}, got {self.layer!r}")
+            raise ValueError(f"layer: expected one of {listed(layers_of(adata))} of {modality!r}, got {self.layer!r}")
         found = adata.X if self.layer is None else adata.layers[self.layer]
         if found is None:
             raise ValueError(
                 f"modality {modality!r}: expected a matrix X, the file has none (`layer` names another, of "
-                f"{listed(adata.layers)})"
+                f"{listed(layers_of(adata))})"
             )
         x, names = matrix(f"modality {modality!r}: {self}", found, adata.n_obs), np.asarray(adata.var_names)
         if self.feature_type is not None and "feature_types" in adata.var:
