@@ -16,7 +16,7 @@ from psa_jax.data.groups import Groups
 from psa_jax.judge.agreement import halves, hold, keep, treatments_of, within
 from psa_jax.judge.evidence import Evidence, evidence
 from psa_jax.judge.refinement import Refined, flat, once
-from psa_jax.judge.thin import thin
+from psa_jax.judge.thin import thin, together
 from psa_jax.match import Relative, relative, sinkhorn
 from psa_jax.match.blockwise import blockwise, split_settings
 from psa_jax.types import Array, Bool, Float, Int, KeyArray, float_dtype, pytree, static
@@ -124,7 +124,8 @@ def fit_projection(
     key_thin, key_halves, key_evidence, key_folds = jax.random.split(key, 4)
     if refined is None:
         some = thin(jax.random.fold_in(key_thin, 1), groups, max(most, MOST_EVIDENCE))
-        found = evidence(key_evidence, *((u, v, groups) if some is None else (some.of_a(u), some.of_b(v), some.groups)))
+        few = (u, v, groups) if some is None else (some.of_a(u), some.of_b(v), some.groups)
+        found = evidence(key_evidence, few[0], few[1], together(few[2]))
     else:
         found = refined.evidence
     grid, strong = (jnp.asarray(eps, dtype), True) if _is_sinkhorn(matcher) else (jnp.zeros(1, dtype), False)
@@ -139,7 +140,8 @@ def fit_projection(
             by = (key_folds, x, y) if thinned is None else (key_folds, thinned.of_a(x), thinned.of_b(y))
         loose = split_settings(functools.partial(matcher, **LOOSE)) if strong else split_settings(matcher)
         chosen = halves(key_halves, u.shape[1], repeats)
-        moments = [np.asarray(x, float) for x in _moments(loose, *few, grid, chosen, by, strong)]
+        sides = _moments(loose, few[0], few[1], together(few[2]), grid, chosen, by, strong)
+        moments = [np.asarray(x, float) for x in sides]
         explained = np.mean([_explained(side.sum(1)) for side in moments], axis=0)
         order = np.argsort(grid)
         place = int(order[explained[order] >= ENOUGH * explained.max()][0])

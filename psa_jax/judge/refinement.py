@@ -10,7 +10,7 @@ from psa_jax.arguments import checked
 from psa_jax.data.groups import Groups
 from psa_jax.judge.agreement import treatments_of, within
 from psa_jax.judge.evidence import Evidence, evidence
-from psa_jax.judge.thin import thin
+from psa_jax.judge.thin import thin, together
 from psa_jax.match import relative, sinkhorn
 from psa_jax.match.blockwise import blockwise
 from psa_jax.types import Array, Float, Int, KeyArray, float_dtype, pytree
@@ -114,11 +114,12 @@ def refine(
     u, v = jnp.asarray(u, dtype), jnp.asarray(v, dtype)
     key_thin, key_evidence, key_folds = jax.random.split(key, 3)
     some = thin(key_thin, groups, MOST_EVIDENCE)
-    found = evidence(key_evidence, *((u, v, groups) if some is None else (some.of_a(u), some.of_b(v), some.groups)))
+    few = (u, v, groups) if some is None else (some.of_a(u), some.of_b(v), some.groups)
+    found = evidence(key_evidence, few[0], few[1], together(few[2]))
     wide = max(math.prod(side.shape[1:]) for side in (x, y)) > MOST_FEATURES
     if wide or not bool(found.common):
         return Refined(u, v, None, None, found)
-    (u, first), (v, second) = once(key_folds, u, v, flat(x, dtype), flat(y, dtype), groups)
+    (u, first), (v, second) = once(key_folds, u, v, flat(x, dtype), flat(y, dtype), together(groups))
     return Refined(u, v, first, second, found)
 
 

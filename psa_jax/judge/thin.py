@@ -7,6 +7,7 @@ from psa_jax.data.groups import Bucket, Groups
 from psa_jax.types import Array, Int, KeyArray, pytree
 
 MOST = 500
+MOST_PADDED = 2**21  # entries of all stored problems together
 
 
 @pytree
@@ -64,6 +65,31 @@ def thin(key: KeyArray, groups: Groups, most: int) -> Thinned | None:
             first[side] += each.size
         buckets.append(Bucket(renamed[0], renamed[1], treatment))
     return Thinned(Groups(tuple(buckets), sizes[0], sizes[1], (rows.size, cols.size)), rows, cols)
+
+
+def together(groups: Groups) -> Groups:
+    """The same plan in one bucket, so that one program serves all treatments; as it is where padding would cost more.
+
+    Compiling a criterion for a bucket takes seconds, running it on a few hundred samples takes none.
+    """
+    n, m = groups.shape
+    number = sum(bucket.treatment.shape[0] for bucket in groups.buckets)
+    widths = [
+        max((getattr(bucket, side).shape[1] for bucket in groups.buckets), default=0) for side in ("rows", "cols")
+    ]
+    if len(groups.buckets) < 2 or number * widths[0] * widths[1] > MOST_PADDED:
+        return groups
+    rows, cols = (
+        jnp.concatenate(
+            [
+                jnp.pad(ids, ((0, 0), (0, width - ids.shape[1])), constant_values=none)
+                for ids in (getattr(bucket, side) for bucket in groups.buckets)
+            ]
+        )
+        for side, width, none in (("rows", widths[0], n), ("cols", widths[1], m))
+    )
+    treatment = jnp.concatenate([bucket.treatment for bucket in groups.buckets])
+    return Groups((Bucket(rows, cols, treatment),), groups.sizes_a, groups.sizes_b, groups.shape)
 
 
 def _some(key: KeyArray, ids: Array, none: int, most: int) -> Array:

@@ -8,7 +8,7 @@ from problems import ragged
 
 import psa_jax as psa
 from psa_jax.judge.agreement import treatment_of_rows
-from psa_jax.judge.thin import thin
+from psa_jax.judge.thin import thin, together
 
 KEY = jax.random.key(0)
 
@@ -90,3 +90,20 @@ def test_too_few_samples_are_refused(call, least):
         arguments = {"alignment": psa.Alignment(coupling, groups, u[0], v[0], *6 * [None])}
     with pytest.raises(ValueError, match=f"most: expected at least {least}, got 1"):
         call(KEY, **arguments, most=1)
+
+
+def test_one_bucket_says_what_several_do():
+    rng = np.random.default_rng(3)
+    t_a, t_b = np.repeat(np.arange(6), [5, 9, 20, 40, 70, 3]), np.repeat(np.arange(6), [8, 60, 7, 33, 50, 0])
+    groups = psa.group(t_a, t_b, 6)
+    one = together(groups)
+    assert len(groups.buckets) > 1
+    assert len(one.buckets) == 1
+    assert one.shape == groups.shape
+    u, v = (jnp.asarray(rng.normal(size=(t.size, 4)), jnp.float32) for t in (t_a, t_b))
+    for matcher in (psa.class_mean, psa.sinkhorn):
+        several, merged = (psa.blockwise(matcher)(u, v, plan).apply(v) for plan in (groups, one))
+        np.testing.assert_allclose(merged, several, rtol=1e-3, atol=1e-4)
+    assert together(one) is one
+    wide = psa.group(np.repeat([0, 1], [3000, 2]), np.repeat([0, 1], [3000, 2]), 2)
+    assert together(wide) is wide
