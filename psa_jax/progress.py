@@ -15,7 +15,7 @@ class Step:
     """Where long work stands; a function given as `progress` is called with one whenever something was done.
 
     Attributes:
-        stage: "classifiers", "matching", "projection", "sweep", "evidence" or "predictor".
+        stage: "classifiers", "refinement", "matching", "projection", "sweep", "evidence" or "predictor".
         done: how much of the stage is done.
         total: of how much; training that stops early ends before.
         modality: its name, where the stage has one.

@@ -42,7 +42,7 @@ def test_align_names_modality_member_fold_and_loss():
     found = psa.align(KEY, DATA, a=LEARNER, b=LEARNER, progress=told.append)
     silent = psa.align(KEY, DATA, a=LEARNER, b=LEARNER)
     assert np.array_equal(found.scores_a, silent.scores_a)
-    assert {step.stage for step in told} == {"classifiers", "matching", "projection"}
+    assert {step.stage for step in told} == {"classifiers", "refinement", "matching", "projection"}
     trained = [step for step in told if step.loss is not None]
     runs = set(itertools.product("ab", (0, 1), (0, 1, 2)))
     assert {(step.modality, step.member, step.fold) for step in trained} == runs
