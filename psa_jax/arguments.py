@@ -247,7 +247,8 @@ def _number(kind: type, name: str, value: Any) -> Any:
     wanted = "an integer" if kind is int else "a number"
     fits = isinstance(value, int | np.integer) or (kind is float and isinstance(value, float | np.floating))
     if kind is float and hasattr(value, "dtype") and not np.shape(value):
-        fits = jnp.issubdtype(np.asarray(value).dtype, jnp.number)
+        kind_of = value.dtype if isinstance(value, jax.Array) else np.asarray(value).dtype  # keys have no NumPy array
+        fits = jnp.issubdtype(kind_of, jnp.number)
     if not fits or isinstance(value, bool):
         raise ValueError(f"{name}: expected {wanted}, got {_told(value)}")
     if isinstance(value, int) and not -(2**63) <= value < 2**63:

@@ -179,8 +179,8 @@ def _check(alignment: Aligned, matcher: Any, repeats: int, draws: int, permutati
         raise ValueError(f"matcher: expected a function (u, v, a, b) -> Coupling, got {matcher!r}")
     least_of = (("repeats", repeats, 1), ("draws", draws, 1), ("permutations", permutations, 2), ("most", most, FEWEST))
     for name, value, least in least_of:
-        if value < least:
-            raise ValueError(f"{name}: expected at least {least}, got {value}")
+        if not least <= value < 2**31:
+            raise ValueError(f"{name}: expected at least {least}, and a number of 32 bits, got {value}")
     shape = alignment.groups.shape
     for name, scores, rows in (("scores_a", alignment.scores_a, shape[0]), ("scores_b", alignment.scores_b, shape[1])):
         if scores.ndim != 2 or scores.shape[0] != rows:
