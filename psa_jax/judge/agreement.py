@@ -68,7 +68,7 @@ def _agreement(matcher: Any, key: KeyArray, u: Array, v: Array, groups: Groups, 
 
     def once(used: Bool[Array, " d"]) -> Float[Array, ""]:
         projected = match(keep(u, used), keep(v, used), groups).apply(hold(v, ~used))
-        return _correlation(within(hold(u, ~used), t, groups), within(projected, t, groups))
+        return correlation(within(hold(u, ~used), t, groups), within(projected, t, groups))
 
     return jax.lax.map(once, halves(key, u.shape[1], repeats))
 
@@ -119,6 +119,7 @@ def within(y: Array, t: Array, groups: Groups) -> Array:
     return jnp.where((t < groups.num_treatments)[:, None], deviation, 0)
 
 
-def _correlation(x: Array, y: Array) -> Array:
+def correlation(x: Array, y: Array) -> Array:
+    """Of deviations, all entries together; zero where one has none."""
     scale = jnp.sqrt(jnp.sum(x * x) * jnp.sum(y * y))
     return jnp.where(scale > 0, jnp.sum(x * y) / jnp.where(scale > 0, scale, 1), 0)

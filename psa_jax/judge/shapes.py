@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from psa_jax.data.groups import Groups
-from psa_jax.judge.agreement import halves, hold, keep, treatments_of, within
+from psa_jax.judge.agreement import correlation, halves, hold, keep, treatments_of, within
 from psa_jax.judge.evidence import evidence
 from psa_jax.judge.refinement import flat
 from psa_jax.judge.thin import thin
@@ -75,8 +75,7 @@ def _agreement(
         values = []
         for law, own, other, t in ((coupling, u, v, t_a), (coupling.T, v, u, t_b)):
             mine, told = within(hold(own, ~used), t, groups), within(law.apply(hold(other, ~used)), t, groups)
-            scale = jnp.sqrt(jnp.sum(mine * mine) * jnp.sum(told * told))
-            values.append(jnp.where(scale > 0, jnp.sum(mine * told) / jnp.where(scale > 0, scale, 1), 0))
+            values.append(correlation(mine, told))
         return (values[0] + values[1]) / 2
 
     return jax.lax.map(half, used)
