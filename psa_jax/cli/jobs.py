@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from psa_jax import datasets, io  # noqa: F401
+from psa_jax import datasets
 from psa_jax.align.alignment import Alignment
 from psa_jax.align.pipeline import align
 from psa_jax.cli.reading import refuse

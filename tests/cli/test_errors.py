@@ -15,7 +15,7 @@ pytest.importorskip("rich")
 typer = pytest.importorskip("typer")
 testing = pytest.importorskip("typer.testing")
 
-from psa_jax.cli import jobs, output  # noqa: E402
+from psa_jax.cli import jobs, output, reading  # noqa: E402
 from psa_jax.cli.app import app  # noqa: E402
 from psa_jax.cli.errors import rephrased  # noqa: E402
 
@@ -294,8 +294,8 @@ def test_warnings_of_other_libraries_are_notes_at_most(category, tmp_path, monke
             warnings.warn("of another library", category, stacklevel=2)
         return loaded(*arguments, **settings)
 
-    loaded = jobs.io.from_anndata
-    monkeypatch.setattr(jobs.io, "from_anndata", read)
+    loaded = reading.io.from_anndata
+    monkeypatch.setattr(reading.io, "from_anndata", read)
     path = written(tmp_path, cells())
     result = call("align", path, "--treatment", "drug", "--epochs", "1", "--output", tmp_path / "out")
     assert result.exit_code == 0
