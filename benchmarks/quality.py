@@ -1,7 +1,7 @@
 """What each lever does to alignments of real data: `python -m benchmarks.quality [--data Sachs ...] [--seeds 3]`.
 
 Writes `results/quality.json`, `QUALITY.md` and a picture for each data set. Recipes are rows: the paper's, version
-0.4.0's default, today's, and today's without one of its parts. No setting is chosen with the truth. Trained scores are
+0.4.0's default, today's, and today's without one of its parts. No run chooses with the truth. Trained scores are
 kept in `.quality/` (not committed), so that changing a matcher does not train again; `--fresh` forgets them.
 """
 
