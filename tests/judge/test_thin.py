@@ -88,7 +88,7 @@ def test_too_few_samples_are_refused(call, least):
     if call is psa.diagnose:
         coupling = psa.blockwise(psa.nearest)(u[0], v[0], groups)
         arguments = {"alignment": psa.Alignment(coupling, groups, u[0], v[0], *6 * [None])}
-    with pytest.raises(ValueError, match=f"most: expected at least {least}, got 1"):
+    with pytest.raises(ValueError, match=f"most: expected at least {least}.*, got 1"):
         call(KEY, **arguments, most=1)
 
 
