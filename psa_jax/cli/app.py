@@ -149,6 +149,7 @@ def align(
     ] = None,
     k: Annotated[int | None, typer.Option(min=1, max=MOST, help="Neighbours, of snn and nearest. Default: 1.")] = None,
     seed: Seed = 0,
+    tune: Annotated[bool, typer.Option("--tune", help="Choose the smoothing by labels first; twice the time.")] = False,
     quick: Annotated[bool, typer.Option("--quick", help="For a first look: one classifier, three folds.")] = False,
     epochs: Annotated[
         int | None,
@@ -185,13 +186,15 @@ def align(
     source = Source(
         words, columns, modalities, layer, num_components, drop_unlabelled, as_is, chosen, min_cells, obsm, pairs
     )
+    if quick and tune:
+        refuse("--quick, --tune", "the one asks for little time and the other for more: expected one of them")
     if quick and (members is not None or folds is not None):
         refuse("--quick", "it is one member and three folds: expected no --members and no --folds beside it")
     if control is not None and chosen is not None and control not in chosen:
         refuse("--control", f"expected one of --treatments {treatments}, got {control}")
     members = (QUICK["members"] if quick else Learner.members) if members is None else members
     folds = (QUICK["folds"] if quick else Learner.folds) if folds is None else folds
-    fit = Fit(matcher.value, eps, relative_eps, k, seed, epochs, members, folds)
+    fit = Fit(matcher.value, eps, relative_eps, k, seed, epochs, members, folds, tune)
     wanted = Wanted(control, check_features(features), impute_b)
     run(lambda folder, show: cells(folder, show, source, fit, wanted, str(output)), output, force)
 

@@ -4,6 +4,7 @@ The fields of its `report.json`, beside what every command writes (`made_by`, `a
 
 - `settings`: every option as it was used; `cells`, `features`, `unlabelled`, `left_out`: what was read;
 - `preparations`: what was done to the features of a and of b, in words;
+- `tuning`: with `--tune`, the smoothing chosen and the agreement of each one tried (see `psa.tune`);
 - `verdict`: what to believe, in words; `notes`: what else should be known; `timings_s`: seconds of each stage;
 - `treatments`: for each its name, sizes, status, the matcher's `num_iters` and `marginal_error`, `evidence_z` (evidence
   from 3 on), `believed_a` and `believed_b` (the share of deviations from its mean that is kept), with a control
@@ -35,8 +36,10 @@ from psa_jax.cli.show import Show
 from psa_jax.cli.tables import metrics_table, treatments_table
 from psa_jax.data.samples import Unpaired
 from psa_jax.io.impute import impute_from
+from psa_jax.judge.tune import tune
 from psa_jax.match import known_pairs
 from psa_jax.propensity import Learner, Training
+from psa_jax.types import KeyArray
 
 QUICK = {"members": 1, "folds": 3}
 
@@ -53,6 +56,7 @@ class Fit:
     epochs: int | None
     members: int
     folds: int
+    tune: bool = False
 
     @property
     def learner(self) -> Learner:
@@ -71,7 +75,7 @@ class Wanted:
 
 def cells(folder: Path, show: Show, source: Source, fit: Fit, wanted: Wanted, called: str) -> None:
     """Aligns two modalities of single cells; `called` is what the folder will be called."""
-    key_shuffle, key_align, key_rest = jax.random.split(jax.random.key(fit.seed), 3)
+    key_shuffle, key_align, key_rest, key_tune = jax.random.split(jax.random.key(fit.seed), 4)
     names = ", ".join(file.name for file in source.files)
     with show.stage("data", f"read {names}"), show.noting(), quietly():
         found = read(source)
@@ -81,10 +85,9 @@ def cells(folder: Path, show: Show, source: Source, fit: Fit, wanted: Wanted, ca
     known = int((np.asarray(loaded.truth.pair) >= 0).sum())
     _introduce(show, source, loaded, known)
     matcher = make_matcher(fit.matcher, fit.eps, fit.relative_eps, fit.k)
+    a, b, tuning = _learners(key_tune, show, data, fit)
     with show.noting():
-        alignment = show.aligning(
-            lambda tell: align(key_align, data, a=fit.learner, b=fit.learner, matcher=matcher, progress=tell)
-        )
+        alignment = show.aligning(lambda tell: align(key_align, data, a=a, b=b, matcher=matcher, progress=tell))
     note_clipped(show, alignment, fit.k)
     label = MATCHERS[fit.matcher]
     with show.stage("evaluation", "evaluation"):
@@ -116,6 +119,7 @@ def cells(folder: Path, show: Show, source: Source, fit: Fit, wanted: Wanted, ca
         "preparations": [done.summary() for done in loaded.preparations],
         "unlabelled": loaded.unlabelled,
         "left_out": [dict(zip(("name", "cells_a", "cells_b"), row, strict=True)) for row in loaded.left_out],
+        "tuning": tuning,
         "verdict": believed,
         "control": control,
         "imputed": imputed,
@@ -125,6 +129,16 @@ def cells(folder: Path, show: Show, source: Source, fit: Fit, wanted: Wanted, ca
         written = write_report(folder, told)
         write_html(folder / "report.html", show, Kept(folder, "a", written, alignment, loaded.preparations[0]), called)
     show.print_notes()
+
+
+def _learners(key: KeyArray, show: Show, data: Unpaired, fit: Fit) -> tuple[Learner, Learner, dict[str, Any] | None]:
+    """Those of both modalities: as options say, or with the smoothing that labels choose; and why."""
+    if not fit.tune:
+        return fit.learner, fit.learner, None
+    with show.stage("tuning", "smoothing, chosen by labels"), show.noting():
+        tuned = tune(key, data, a=fit.learner, b=fit.learner, geometry=False)  # which new cells could not follow
+    show.say("\n".join(f"  {line}" for line in repr(tuned).split("\n")))
+    return tuned.a, tuned.b, {"chosen": tuned.chosen, "table": tuned.table}
 
 
 def _check(loaded: io.Loaded, wanted: Wanted) -> None:

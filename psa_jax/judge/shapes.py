@@ -11,7 +11,7 @@ from psa_jax.data.groups import Groups
 from psa_jax.judge.agreement import correlation, halves, hold, keep, treatments_of, within
 from psa_jax.judge.evidence import evidence
 from psa_jax.judge.refinement import flat
-from psa_jax.judge.thin import thin
+from psa_jax.judge.thin import thin, together
 from psa_jax.match import fused_gromov_wasserstein, relative
 from psa_jax.match.blockwise import blockwise
 from psa_jax.match.features import with_features
@@ -49,6 +49,7 @@ def try_shapes(
     if kept is not None:
         sides = kept.of_a(sides[0]), kept.of_b(sides[1]), kept.of_a(sides[2]), kept.of_b(sides[3])
         groups = kept.groups
+    groups = together(groups)
     if not bool(evidence(key_evidence, sides[0], sides[1], groups).common):
         return ()
     used = halves(key_halves, u.shape[1], repeats)

@@ -15,7 +15,7 @@ from psa_jax.data.groups import group
 from psa_jax.data.samples import Modality, Unpaired, on_host, validate
 from psa_jax.judge.agreement import held_out_agreement, within
 from psa_jax.judge.shapes import try_shapes
-from psa_jax.judge.thin import thin
+from psa_jax.judge.thin import thin, together
 from psa_jax.match import fused_gromov_wasserstein, relative, sinkhorn
 from psa_jax.progress import Progress, Watch, watching
 from psa_jax.propensity.augment import SMOOTHINGS
@@ -125,12 +125,13 @@ def tune(
         raise ValueError(f"data: expected at least three treatments that both modalities have, got {shared.size}")
     groups = group(data.a.t, data.b.t, data.num_treatments)
     kept = thin(key_thin, groups, MOST)
+    merged = together(groups if kept is None else kept.groups)
     rows, given, learnt = [], None, {}
     with watching(progress) as watch:
         for name, change in {"as given": None, **{name: (one,) for name, one in SINGLE.items()}}.items():
             u, v = _scores(key_learn, data, shared, learners, change, watch)
             learnt[name] = u, v
-            few = (u, v, groups) if kept is None else (kept.of_a(u), kept.of_b(v), kept.groups)
+            few = (u, v, merged) if kept is None else (kept.of_a(u), kept.of_b(v), merged)
             values = np.asarray(held_out_agreement(key_agree, _MATCHER, *few, repeats=repeats), float)
             rank = min(_rank(x, t, groups) for x, t in ((u, data.a.t), (v, data.b.t)))
             given = (values, rank) if given is None else given

@@ -223,6 +223,7 @@ WRONG = {
     "obsm of one file": (["rna.h5ad"], ["--treatment", "guide", "--obsm", "X_pca"], "an option of two files only"),
     "one treatment": (["rna.h5ad"], ["--treatment", "guide", "--treatments", "x"], "--treatments: expected two"),
     "quick and members": (["rna.h5ad"], ["--treatment", "guide", "--quick", "--members", "2"], "--quick: it is one"),
+    "quick and tune": (["rna.h5ad"], ["--treatment", "guide", "--quick", "--tune"], "expected one of them"),
     "another control": (
         ["rna.h5ad"],
         ["--treatment", "guide", "--treatments", "x,y", "--control", "z"],
@@ -240,6 +241,19 @@ def test_options_that_contradict_are_one_line_before_any_work(kind, tmp_path, mo
     line = refused("align", *words, *options, code=2)
     assert message in line.replace("Invalid value for ", "")
     assert not os.listdir(tmp_path)
+
+
+@pytest.mark.slow
+def test_smoothing_may_be_chosen_by_labels_first(files, tmp_path):
+    little = ["--epochs", "1", "--members", "1", "--folds", "3"]
+    result = call("align", files / "rna.h5ad", files / "protein.h5ad", *BOTH, *little, "--tune", "--output",
+                  tmp_path / "out")  # fmt: skip
+    assert result.exit_code == 0, result.output + result.stderr
+    assert "as given: agreement" in result.stdout
+    told = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert told["settings"]["tune"]
+    assert [row["smoothing"] for row in told["tuning"]["table"]][:2] == ["as given", "none"]
+    assert told["tuning"]["chosen"] in {row["smoothing"] for row in told["tuning"]["table"]}
 
 
 @pytest.mark.parametrize(
