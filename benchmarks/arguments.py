@@ -49,12 +49,13 @@ def calls():
     loop = {"eps": 0.1, "tol": 0.1, "max_iters": 3}
     seen = {"matcher": psa.sinkhorn, "progress": False}
     return {
-        "align": {"key": KEY, "data": data, "query": None, "valid": None, "a": QUICK, "b": QUICK, **seen},
+        "align": {"key": KEY, "data": data, "query": None, "valid": None, "a": QUICK, "b": QUICK, "mesh": None}
+        | seen,
         "align_many": {"key": KEY, "modalities": [data.a, data.b], "num_treatments": K, "reference": 0, **seen}
         | {"learners": QUICK, "names": None},
         "assignment": pair | {"cost": psa.euclidean},
         "batch_norm": {"train": True},
-        "blockwise": {"matcher": psa.sinkhorn, "chunk": None},
+        "blockwise": {"matcher": psa.sinkhorn, "chunk": None, "mesh": None},
         "by_treatment": {"values": X[:, 0], "t": T, "num_treatments": K},
         "calibrate": {name: logits[name] for name in ("logits", "t")},
         "calibrated_coupling": sweep | {"repeats": 1, "most": 5, "progress": False},
@@ -80,11 +81,11 @@ def calls():
         "expected_calibration_error": logits | {"bins": 3},
         "extend": {"coupling": coupling, "u": X, "t": np.asarray(T)},
         "fit": {"key": KEY, **fit},
-        "fit_ensemble": {"keys": jax.random.split(KEY, 2), **fit},
+        "fit_ensemble": {"keys": jax.random.split(KEY, 2), "mesh": None, **fit},
         "fit_predictor": {"key": KEY, **predictor, "progress": False},
         "fit_predictor_ensemble": {"keys": jax.random.split(KEY, 2), **predictor, "progress": False},
         "foscttm": {"y_hat": X, "y": X, "t": T, "convention": "ours", "rows": jnp.arange(3)},
-        "refine": {"key": KEY, "u": X, "v": X, "x": X, "y": X, "groups": groups},
+        "refine": {"key": KEY, "u": X, "v": X, "x": X, "y": X, "groups": groups, "mesh": None},
         "from_linen": {"module": MODEL.init.module},
         "tune": {"key": KEY, "data": data, "a": QUICK, "b": QUICK, "repeats": 2, "geometry": True, "progress": False},
         "tempered": {"temperature": 4.0},

@@ -76,13 +76,16 @@ class Watch:
         self._tell()
 
     def epoch(self, epoch: int, loss: float, **names: Any) -> None:
-        """One epoch more is done; a run that starts moves on to where it would be had no run before stopped early."""
+        """One epoch more is done; a run that starts moves on to where it would be had no run before stopped early.
+
+        Runs on several devices start when they may, so that this can be too far: the total is never passed.
+        """
         with self._lock:
             done = self._step.done
             if epoch == 0 and self._before > 0 and self._epochs:
                 done = -(-done // self._epochs) * self._epochs
             self._before = epoch
-            self._step = dataclasses.replace(self._step, done=done + 1, loss=loss, **names)
+            self._step = dataclasses.replace(self._step, done=min(done + 1, self._step.total), loss=loss, **names)
         self._tell()
 
     def _tell(self) -> None:

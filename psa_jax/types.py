@@ -113,33 +113,6 @@ def alike(*arrays: Array) -> tuple[Array, ...]:
     return tuple(array + sum(zero.astype(array.dtype) for zero in apart) for array in arrays)
 
 
-def map_rows(fn: Any, rows: PyTree, chunk: int) -> PyTree:
-    """Applies `fn` to the leading axis of `rows`, at most `chunk` rows at a time.
-
-    The result is that of `fn(rows)` for every row-wise `fn`; only one chunk's intermediates are alive at a time,
-    in the backward pass too (they are recomputed). `chunk` is static.
-
-    Args:
-        fn: maps a tree with leading axis `[k, ...]` to a tree with leading axis `[k, ...]`, row by row.
-        rows: tree whose leaves are `[n, ...]`.
-        chunk: the most rows at a time, at least 1.
-
-    Example:
-        >>> map_rows(lambda x: x + 1, jnp.arange(5), chunk=2).tolist()
-        [1, 2, 3, 4, 5]
-    """
-    if chunk < 1:
-        raise ValueError(f"chunk: expected at least 1, got {chunk}")
-    n = size(rows)
-    if n <= chunk:
-        return fn(rows)
-    steps = -(-n // chunk)
-    chunk = -(-n // steps)
-    ids = jnp.minimum(jnp.arange(steps * chunk), n - 1).reshape(steps, chunk)
-    out = jax.lax.map(jax.checkpoint(lambda i: fn(take(rows, i))), ids)
-    return jax.tree.map(lambda leaf: leaf.reshape(steps * chunk, *leaf.shape[2:])[:n], out)
-
-
 __all__ = [
     "Array",
     "Augment",
@@ -155,7 +128,6 @@ __all__ = [
     "float_dtype",
     "host_rng",
     "known",
-    "map_rows",
     "pytree",
     "size",
     "solver_dtype",

@@ -1,4 +1,4 @@
-"""Strict settings for every test: dtype and rank promotion are errors, and the host plays four devices.
+"""Strict settings for every test: dtype and rank promotion are errors, and the host plays eight devices.
 
 Nearly all the time of these tests is compiling. So the processes of one run share their programs, and these are made
 quickly rather than made quick: LLVM does not optimise them, and where XLA has two ways to emit code for the CPU it
@@ -20,7 +20,7 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # once, before workers and ch
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
 
 os.environ["XLA_FLAGS"] = (
-    "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0 "
+    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 "
     "--xla_cpu_parallel_codegen_split_count=1 " + os.environ.get("XLA_FLAGS", "")
 )
 if tuple(map(int, importlib.metadata.version("jaxlib").split(".")[:2])) < (0, 11):  # later ones have one way

@@ -7,15 +7,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from psa_jax.align.alignment import Alignment, AlignmentWarning, joined
 from psa_jax.arguments import checked
 from psa_jax.coupling.blocked import Blocked
 from psa_jax.coupling.coupling import Coupling
+from psa_jax.data.deal import deal
 from psa_jax.data.groups import Groups, group
 from psa_jax.data.labels import listed
 from psa_jax.data.samples import Unpaired, check_like, on_host, validate
 from psa_jax.data.split import split
+from psa_jax.devices import check_mesh
 from psa_jax.judge.projection import fit_projection
 from psa_jax.judge.refinement import refine
 from psa_jax.match import sinkhorn
@@ -40,6 +43,7 @@ def align(
     a: Learner | None = None,
     b: Learner | None = None,
     matcher: Callable[..., Coupling] = sinkhorn,
+    mesh: Mesh | None = None,
     progress: Progress = False,
 ) -> Alignment:
     """Aligns two unpaired modalities: fits a classifier of the treatment to each, scores, matches within treatments.
@@ -63,6 +67,8 @@ def align(
         matcher: of one treatment, `(u, v, a, b) -> Coupling`. `fused_gromov_wasserstein`, and functions of yours with
             an attribute `takes_features`, get `(scores, features)` for `u` and `v`, scores in units of their largest
             distance within treatments; `project` then goes by transport of the scores.
+        mesh: devices to use: classifiers (members times folds) and treatments are spread over them, see `blockwise`.
+            The same key gives the same result up to rounding on any mesh.
         progress: True draws a bar (needs rich); a function is called with every `psa_jax.progress.Step`.
 
     Returns:
@@ -90,6 +96,7 @@ def align(
     References:
         Xi et al., NeurIPS 2024 (arXiv 2404.01595).
     """
+    check_mesh(mesh)
     learners = {"a": check_learner("a", a), "b": check_learner("b", b)}
     _check(data, query, valid)
     data = on_host(data)
@@ -119,6 +126,7 @@ def align(
                 watch,
                 target=None if query is None else getattr(query, name),
                 valid=None if valid is None else getattr(valid, name),
+                mesh=mesh,
             )
             for name, k in (("a", key_a), ("b", key_b))
         ]
@@ -126,13 +134,13 @@ def align(
         groups = group(aligned.a.t, aligned.b.t, aligned.num_treatments)
         watch.begin("refinement", 1)
         features = jnp.asarray(aligned.a.x), jnp.asarray(aligned.b.x)
-        refined = refine(jax.random.fold_in(key, 4), side_a.scores, side_b.scores, *features, groups)
+        refined = refine(jax.random.fold_in(key, 4), side_a.scores, side_b.scores, *features, groups, mesh=mesh)
         watch.advance()
         watch.begin("matching", 1)
         paired = takes_features(matcher)
         u, v = refined.u, refined.v
         u, v = with_features(u, v, features[0], features[1], groups) if paired else (u, v)
-        coupling = blockwise(matcher)(u, v, groups)
+        coupling = blockwise(matcher, mesh=mesh)(u, v, groups)
         warn(coupling, groups, data.names)
         watch.advance()
         watch.begin("projection", 1)
@@ -145,8 +153,10 @@ def align(
             matcher=sinkhorn if paired else matcher,  # which serves new samples too
             refined=refined,
             features=features,
+            mesh=mesh,
         )
         watch.advance()
+    groups = groups if mesh is None else deal(groups, mesh.size)  # as the coupling's blocks are
     return joined(coupling, groups, side_a, side_b, data.names, projection, refined)
 
 

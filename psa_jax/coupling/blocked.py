@@ -7,11 +7,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from psa_jax.arguments import checked
 from psa_jax.coupling.coupling import CHUNK_ELEMENTS, Coupling, Info, kernel_name, with_gaps
 from psa_jax.coupling.table import table
-from psa_jax.types import Array, Float, Int, KeyArray, PyTree, float_dtype, known, map_rows, pytree, static
+from psa_jax.devices import each_device, map_rows, spread_over
+from psa_jax.types import Array, Float, Int, KeyArray, PyTree, float_dtype, known, pytree, static
 
 
 @pytree
@@ -46,6 +48,7 @@ class Blocked:
         unmatched_rows: number of rows without a partner.
         unmatched_cols: number of columns without a partner.
         shape: static `(n, m)`.
+        mesh: static; the devices that its methods use, None for one.
     """
 
     blocks: tuple[Block, ...]
@@ -53,6 +56,7 @@ class Blocked:
     unmatched_rows: Int[Array, ""]
     unmatched_cols: Int[Array, ""]
     shape: tuple[int, int] = static()
+    mesh: Mesh | None = static(default=None)
 
     def __repr__(self) -> str:
         """Three lines: the size, what was matched, what has no partner."""
@@ -73,7 +77,7 @@ class Blocked:
         """The same joint law with rows and columns exchanged; nothing is computed."""
         blocks = tuple(Block(b.coupling.T, b.cols, b.rows, b.weight, b.treatment) for b in self.blocks)
         n, m = self.shape
-        return Blocked(blocks, self.info, self.unmatched_cols, self.unmatched_rows, (m, n))
+        return Blocked(blocks, self.info, self.unmatched_cols, self.unmatched_rows, (m, n), self.mesh)
 
     @checked
     @functools.partial(jax.jit, static_argnames="chunk")
@@ -86,10 +90,10 @@ class Blocked:
         def project(y: Array, gaps: bool) -> Array:
             padded = _append(y, 0)
 
-            def one(block: Block, chunk: int | None) -> Array:
+            def one(padded: Array, block: Block, chunk: int | None) -> Array:
                 return block.coupling.project(padded[block.cols], gaps, chunk)
 
-            return self._scatter(one, jnp.zeros((self.shape[0], *y.shape[1:]), dtype), chunk)
+            return self._scatter(one, padded, jnp.zeros((self.shape[0], *y.shape[1:]), dtype), chunk)
 
         return with_gaps(project, y)
 
@@ -97,11 +101,11 @@ class Blocked:
     def sample(self, key: KeyArray, *, chunk: int | None = None) -> Int[Array, " n"]:
         """Draws a column for each row from `P(. | i)`; `[n]`, -1 for rows without a partner."""
 
-        def draw(block: Block, chunk: int | None) -> Array:
+        def draw(key: KeyArray, block: Block, chunk: int | None) -> Array:
             column = block.coupling.sample(key, ids=block.rows, chunk=chunk)
             return jnp.where(column >= 0, block.cols[column], -1)
 
-        return self._scatter(draw, jnp.full(self.shape[0], -1, jnp.int32), chunk)
+        return self._scatter(draw, key, jnp.full(self.shape[0], -1, jnp.int32), chunk)
 
     @functools.partial(jax.jit, static_argnames="chunk")
     def log_prob(self, j: Int[Array, " n"], *, chunk: int | None = None) -> Float[Array, " n"]:
@@ -110,13 +114,13 @@ class Blocked:
             raise ValueError(f"j: expected shape ({self.shape[0]},), one column per row, got {j.shape}")
         wanted = _append(jnp.where((j >= 0) & (j < self.shape[1]), j, -1), -1)
 
-        def evaluate(block: Block, chunk: int | None) -> Array:
+        def evaluate(wanted: Array, block: Block, chunk: int | None) -> Array:
             place = jnp.full(self.shape[1] + 1, -1).at[block.cols].set(jnp.arange(block.cols.shape[0]))
             place = place.at[-1].set(-1)
             return block.coupling.log_prob(place[wanted[block.rows]], chunk=chunk)
 
         dtype = self._dtype()
-        return self._scatter(evaluate, jnp.full(self.shape[0], -jnp.inf, dtype), chunk)
+        return self._scatter(evaluate, wanted, jnp.full(self.shape[0], -jnp.inf, dtype), chunk)
 
     @functools.partial(jax.jit, static_argnames=("k", "chunk"))
     def top_k(self, k: int, *, chunk: int | None = None) -> tuple[Float[Array, "n k"], Int[Array, "n k"]]:
@@ -124,7 +128,7 @@ class Blocked:
         if not 1 <= k <= self.shape[1]:
             raise ValueError(f"k: expected 1 to {self.shape[1]}, the number of columns, got {k}")
 
-        def best(block: Block, chunk: int | None) -> tuple[Array, Array]:
+        def best(_: tuple[()], block: Block, chunk: int | None) -> tuple[Array, Array]:
             p, column = block.coupling.top_k(min(k, block.cols.shape[0]), chunk=chunk)
             column = jnp.where(column >= 0, block.cols[column], -1)
             fill = ((0, 0), (0, k - p.shape[1]))
@@ -132,7 +136,7 @@ class Blocked:
 
         n = self.shape[0]
         empty = jnp.zeros((n, k), self._dtype()), jnp.full((n, k), -1, jnp.int32)
-        return self._scatter(best, empty, chunk)
+        return self._scatter(best, (), empty, chunk)
 
     def to_sparse(self, k: int) -> Any:
         """The `k` most probable columns of each row as a `scipy.sparse.csr_array` `[n, m]` of `P(j | i)`. Host only.
@@ -155,11 +159,11 @@ class Blocked:
     def row_marginal(self, *, chunk: int | None = None) -> Float[Array, " n"]:
         """The joint mass of each row `[n]`, zero for rows without a partner."""
 
-        def marginal(block: Block, chunk: int | None) -> Array:
+        def marginal(_: tuple[()], block: Block, chunk: int | None) -> Array:
             mass = block.coupling.row_marginal(chunk=chunk)
             return mass * _share(block.weight, mass.sum())
 
-        return self._scatter(marginal, jnp.zeros(self.shape[0], self._dtype()), chunk)
+        return self._scatter(marginal, (), jnp.zeros(self.shape[0], self._dtype()), chunk)
 
     def col_marginal(self, *, chunk: int | None = None) -> Float[Array, " m"]:
         """The joint mass of each column `[m]`, zero for columns without a partner."""
@@ -168,16 +172,26 @@ class Blocked:
     def _dtype(self) -> Any:
         return self.blocks[0].weight.dtype
 
-    def _scatter(self, fn: Callable, empty: PyTree, chunk: int | None) -> PyTree:
-        """Runs `fn(block, chunk)` on every treatment and puts its rows where they belong; `empty` elsewhere."""
+    def _scatter(self, fn: Callable, shared: PyTree, empty: PyTree, chunk: int | None) -> PyTree:
+        """Runs `fn(shared, block, chunk)` on every treatment and puts its rows where they belong; `empty` elsewhere."""
         out = empty
         for block in self.blocks:
             width, cols = block.rows.shape[1], block.cols.shape[1]
             held = max(1, CHUNK_ELEMENTS // cols) if chunk is None else chunk
-            one = functools.partial(fn, chunk=min(held, width))
-            values = map_rows(jax.vmap(one), block, max(1, held // width))
+            values = self._each(functools.partial(fn, chunk=min(held, width)), shared, block, max(1, held // width))
             out = jax.tree.map(lambda o, v, ids=block.rows: o.at[ids].set(v.astype(o.dtype), mode="drop"), out, values)
         return out
+
+    def _each(self, fn: Callable[[PyTree, Block], PyTree], shared: PyTree, block: Block, most: int) -> PyTree:
+        """`fn` of every treatment of a bucket, at most so many at a time, on the devices that have them."""
+
+        def some(shared: PyTree, block: Block) -> PyTree:
+            return map_rows(jax.vmap(functools.partial(fn, shared)), block, most)
+
+        if self.mesh is not None and block.treatment.shape[0] % self.mesh.size == 0:
+            return each_device(some, self.mesh, shared, block)
+        with spread_over(self.mesh):
+            return some(shared, block)
 
 
 def _share(weight: Array, total: Array) -> Array:

@@ -11,6 +11,7 @@ import numpy as np
 
 from psa_jax.arguments import checked
 from psa_jax.coupling.table import table
+from psa_jax.devices import map_rows
 from psa_jax.types import (
     Array,
     Bool,
@@ -20,7 +21,6 @@ from psa_jax.types import (
     PyTree,
     float_dtype,
     known,
-    map_rows,
     pytree,
     size,
     static,

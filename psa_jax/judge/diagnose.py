@@ -12,6 +12,7 @@ from psa_jax.arguments import checked
 from psa_jax.coupling.blocked import Blocked
 from psa_jax.coupling.coupling import CHUNK_ELEMENTS, Coupling
 from psa_jax.data.groups import Groups
+from psa_jax.devices import map_rows
 from psa_jax.judge.agreement import halves, hold, keep, treatments_of, within
 from psa_jax.judge.aligned import Aligned
 from psa_jax.judge.diagnosis import FEWEST, Diagnosis
@@ -20,7 +21,7 @@ from psa_jax.judge.thin import MOST, thin
 from psa_jax.match import sinkhorn
 from psa_jax.match.blockwise import blockwise
 from psa_jax.progress import Progress, Watch, watching
-from psa_jax.types import Array, Bool, Float, Int, KeyArray, float_dtype, map_rows
+from psa_jax.types import Array, Bool, Float, Int, KeyArray, float_dtype
 
 
 @checked

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from psa_jax.coupling.blocked import Blocked
 from psa_jax.coupling.coupling import Coupling
@@ -88,6 +89,7 @@ def fit_projection(
     most: int = MOST,
     refined: Refined | None = None,
     features: tuple[Array, Array] | None = None,
+    mesh: Mesh | None = None,
 ) -> Projection:
     r"""Chooses the smoothing of a coupling that is to be averaged over, and how much of it to believe. On the host.
 
@@ -113,6 +115,7 @@ def fit_projection(
         refined: what `refine` made of these scores, to match by instead. Held-out scores stay those that were given,
             and every half is refined by itself: refined columns have seen all of the other modality's.
         features: of both modalities, as `refine` was given them.
+        mesh: the devices that match in the end, as for `blockwise`.
 
     Raises:
         ValueError: refined scores without features.
@@ -148,7 +151,7 @@ def fit_projection(
         slopes, weights = zip(*(_weights(side[place]) for side in moments), strict=True)
     final = functools.partial(matcher, eps=relative(grid[place])) if strong else matcher
     (weight_a, weight_b), (slope_a, slope_b) = ([jnp.asarray(x, dtype) for x in sides] for sides in (weights, slopes))
-    coupling = blockwise(final)(*((u, v) if refined is None else (refined.u, refined.v)), groups)
+    coupling = blockwise(final, mesh=mesh)(*((u, v) if refined is None else (refined.u, refined.v)), groups)
     return Projection(
         coupling, grid[place], weight_a, weight_b, slope_a, slope_b, found, most if thinned is not None else None
     )

@@ -5,6 +5,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from psa_jax.arguments import checked
 from psa_jax.data.groups import Groups
@@ -67,6 +68,8 @@ def refine(
     x: Float[Array, "n ..."],
     y: Float[Array, "m ..."],
     groups: Groups,
+    *,
+    mesh: Mesh | None = None,
 ) -> Refined:
     r"""Learns scores again from the other modality's, if labels say that the two share anything. On the host.
 
@@ -87,6 +90,7 @@ def refine(
         x: features `[n, ...]`.
         y: features `[m, ...]`.
         groups: the plan.
+        mesh: the devices that match, as for `blockwise`.
 
     Raises:
         ValueError: features of another number of samples or of none; NaN or infinity.
@@ -119,18 +123,18 @@ def refine(
     wide = max(math.prod(side.shape[1:]) for side in (x, y)) > MOST_FEATURES
     if wide or not bool(found.common):
         return Refined(u, v, None, None, found)
-    (u, first), (v, second) = once(key_folds, u, v, flat(x, dtype), flat(y, dtype), together(groups))
+    (u, first), (v, second) = once(key_folds, u, v, flat(x, dtype), flat(y, dtype), together(groups), mesh)
     return Refined(u, v, first, second, found)
 
 
-@jax.jit
+@functools.partial(jax.jit, static_argnames="mesh")
 def once(
-    key: KeyArray, u: Array, v: Array, x: Array, y: Array, groups: Groups
+    key: KeyArray, u: Array, v: Array, x: Array, y: Array, groups: Groups, mesh: Mesh | None = None
 ) -> tuple[tuple[Array, Refinement], tuple[Array, Refinement]]:
     """Both modalities' scores refined by each other's, and what refines new samples; features are flat."""
     t_a, t_b = treatments_of(groups)
     key_a, key_b = jax.random.split(key)
-    coupling = blockwise(_MATCHER)(u, v, groups)
+    coupling = blockwise(_MATCHER, mesh=mesh)(u, v, groups)
     return (
         _side(_folds(key_a, u), u, coupling.apply(v), x, t_a, groups),
         _side(_folds(key_b, v), v, coupling.T.apply(u), y, t_b, groups),

@@ -47,10 +47,14 @@ def thin(key: KeyArray, groups: Groups, most: int) -> Thinned | None:
     if max((max(bucket.rows.shape[1], bucket.cols.shape[1]) for bucket in groups.buckets), default=0) <= most:
         return None
     n, m = groups.shape
-    keys = jax.random.split(key, 2 * len(groups.buckets))
+    # Each sample has its place in a random order, whatever bucket it is in: the choice is the same for any plan.
+    order_a, order_b = (
+        jnp.append(jax.random.uniform(key, (number,)), 2.0)
+        for key, number in zip(jax.random.split(key), (n, m), strict=True)
+    )
     chosen: dict[tuple[int, int], list[tuple[Array, Array, Array]]] = {}
-    for i, bucket in enumerate(groups.buckets):
-        rows, cols = _some(keys[2 * i], bucket.rows, n, most), _some(keys[2 * i + 1], bucket.cols, m, most)
+    for bucket in groups.buckets:
+        rows, cols = _some(order_a, bucket.rows, most), _some(order_b, bucket.cols, most)
         chosen.setdefault((rows.shape[1], cols.shape[1]), []).append((rows, cols, bucket.treatment))
     merged = [tuple(jnp.concatenate(parts) for parts in zip(*same, strict=True)) for same in chosen.values()]
     rows, cols = (jnp.concatenate([bucket[side].ravel() for bucket in merged]) for side in (0, 1))
@@ -92,12 +96,11 @@ def together(groups: Groups) -> Groups:
     return Groups((Bucket(rows, cols, treatment),), groups.sizes_a, groups.sizes_b, groups.shape)
 
 
-def _some(key: KeyArray, ids: Array, none: int, most: int) -> Array:
-    """At most `most` of the ids of each block `[blocks, N]`, in random order, padding last."""
+def _some(order: Array, ids: Array, most: int) -> Array:
+    """The first `most` of the ids of each block `[blocks, N]` in the order given, padding last."""
     if ids.shape[1] <= most:
         return ids
-    priority = jnp.where(ids < none, jax.random.uniform(key, ids.shape), 2)
-    return jnp.take_along_axis(ids, jnp.argsort(priority, axis=1)[:, :most], axis=1)
+    return jnp.take_along_axis(ids, jnp.argsort(order[ids], axis=1)[:, :most], axis=1)
 
 
 def _kept(x: Array, ids: Array) -> Array:

@@ -8,11 +8,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from psa_jax.arguments import checked
 from psa_jax.coupling.blocked import Block, Blocked
 from psa_jax.coupling.coupling import Coupling, Info, masked, without
+from psa_jax.data.deal import deal
 from psa_jax.data.groups import Bucket, Groups
+from psa_jax.devices import check_mesh, each_device, replicated, spread, spread_over
 from psa_jax.types import Array, PyTree, float_dtype, take
 
 PAIRS_AT_ONCE = 2**31
@@ -20,7 +23,9 @@ LAMBDAS = 8
 
 
 @checked
-def blockwise(matcher: Callable[..., Any], *, chunk: int | None = None) -> Callable[[PyTree, PyTree, Groups], Any]:
+def blockwise(
+    matcher: Callable[..., Any], *, chunk: int | None = None, mesh: Mesh | None = None
+) -> Callable[[PyTree, PyTree, Groups], Any]:
     """Lifts a matcher of one treatment over all treatments.
 
     Args:
@@ -32,6 +37,11 @@ def blockwise(matcher: Callable[..., Any], *, chunk: int | None = None) -> Calla
         chunk: static; how many treatments are solved side by side. By default one after the other on the CPU, where
             lanes would wait for the slowest, and as many of a bucket as hold 2^31 pairs on
             accelerators. It never changes a result.
+        mesh: static; the devices to use, all of its axes: of each bucket of treatments as many as the devices divide
+            are dealt to them, the few that are left, and giant ones, are solved by all of them together, with the rows
+            spread and one all-reduce of `m` numbers a sweep. `u` and `v` may lie anywhere. The result's methods use the
+            same devices, its blocks are those of `data.deal.deal(groups, devices)`; it is the same up to rounding on
+            any mesh.
 
     Returns:
         `(u [n, d], v [m, d'], groups) -> Blocked`, compiled, and itself open to `jit`, `vmap` and `grad` in `u`, `v`
@@ -40,7 +50,8 @@ def blockwise(matcher: Callable[..., Any], *, chunk: int | None = None) -> Calla
         pytrees of arrays with the same rows, if the matcher takes such.
 
     Raises:
-        ValueError: scores whose number of rows is not that of the groups, at trace time.
+        ValueError: scores whose number of rows is not that of the groups, at trace time; a mesh with axes that are not
+            of type Auto.
 
     Example:
         >>> from psa_jax.data.groups import group
@@ -53,6 +64,7 @@ def blockwise(matcher: Callable[..., Any], *, chunk: int | None = None) -> Calla
         >>> blockwise(dot_product)(u, v, groups).apply(jnp.array([1.0, 2.0, 5.0])).tolist()
         [2.0, 2.0, 3.0]
     """
+    check_mesh(mesh)
     traced = split_settings(matcher)
 
     def match(u: PyTree, v: PyTree, groups: Groups) -> Any:
@@ -61,7 +73,7 @@ def blockwise(matcher: Callable[..., Any], *, chunk: int | None = None) -> Calla
                 if leaf.ndim < 1 or leaf.shape[0] != rows:
                     raise ValueError(f"{name}: expected {rows} rows, as in groups, got shape {leaf.shape}")
         u, v = (jax.tree.map(jnp.asarray, scores) for scores in (u, v))
-        return _program(traced)(traced, u, v, groups, chunk)
+        return _program(traced)(traced, u, v, groups, chunk, mesh)
 
     return match
 
@@ -80,15 +92,21 @@ def _program(matcher: jax.tree_util.Partial) -> Callable[..., Any]:
 
 @functools.lru_cache(maxsize=LAMBDAS)
 def _forgotten(structure: Any) -> Callable[..., Any]:
-    return jax.jit(functools.partial(_matched), static_argnames="chunk")
+    return jax.jit(functools.partial(_matched), static_argnames=("chunk", "mesh"))
 
 
-def _matched(matcher: Callable[..., Any], u: PyTree, v: PyTree, groups: Groups, chunk: int | None) -> Any:
+def _matched(
+    matcher: Callable[..., Any], u: PyTree, v: PyTree, groups: Groups, chunk: int | None, mesh: Mesh | None
+) -> Any:
     n, m = groups.shape
     u, v = jax.tree.map(lambda scores: jnp.concatenate([scores, jnp.zeros_like(scores[:1])]), (u, v))
     dtype = float_dtype(*jax.tree.leaves((u, v)))
+    if mesh is not None:
+        groups = deal(groups, mesh.size)
+        matcher, u, v = replicated((matcher, u, v), mesh)
 
-    def one(ids: tuple[Array, Array]) -> Any:
+    def one(shared: tuple[Callable[..., Any], PyTree, PyTree], ids: tuple[Array, Array]) -> Any:
+        matcher, u, v = shared
         rows, cols = ids
         real_a, real_b = rows < n, cols < m
         some = real_a.any() & real_b.any()
@@ -99,6 +117,7 @@ def _matched(matcher: Callable[..., Any], u: PyTree, v: PyTree, groups: Groups, 
             jax.tree.map(lambda leaf: jnp.where(some, leaf, jnp.zeros_like(leaf)), take(scores, ids))
             for scores, ids in ((u, rows), (v, cols))
         )
+        own, a = spread((own, a))
         found = matcher(own, others, a, b)
 
         def real(coupling: Coupling) -> Coupling:
@@ -110,9 +129,18 @@ def _matched(matcher: Callable[..., Any], u: PyTree, v: PyTree, groups: Groups, 
         jnp.where(other > 0, sizes, 0).sum()
         for sizes, other in ((groups.sizes_a, groups.sizes_b), (groups.sizes_b, groups.sizes_a))
     )
-    solved = [
-        jax.lax.map(one, (bucket.rows, bucket.cols), batch_size=_lanes(bucket, chunk)) for bucket in groups.buckets
-    ]
+
+    def solve(bucket: Bucket) -> Any:
+        def some(shared: Any, ids: tuple[Array, Array]) -> Any:
+            return jax.lax.map(functools.partial(one, shared), ids, batch_size=_lanes(bucket, chunk))
+
+        shared, ids = (matcher, u, v), (bucket.rows, bucket.cols)
+        if mesh is not None and bucket.treatment.shape[0] % mesh.size == 0:
+            return each_device(some, mesh, shared, ids)
+        with spread_over(mesh):
+            return some(shared, ids)
+
+    solved = [solve(bucket) for bucket in groups.buckets]
 
     def joined(couplings: list[Coupling]) -> Blocked:
         blocks = tuple(
@@ -125,14 +153,14 @@ def _matched(matcher: Callable[..., Any], u: PyTree, v: PyTree, groups: Groups, 
             )
             for bucket, coupling in zip(groups.buckets, couplings, strict=True)
         )
-        return Blocked(blocks, _by_treatment(groups, blocks), n - matched, m - reached, groups.shape)
+        return Blocked(blocks, _by_treatment(groups, blocks), n - matched, m - reached, groups.shape, mesh)
 
     if isinstance(solved[0], tuple):
         return tuple(joined(list(couplings)) for couplings in zip(*solved, strict=True))
     return joined(solved)
 
 
-_match = jax.jit(_matched, static_argnames="chunk")
+_match = jax.jit(_matched, static_argnames=("chunk", "mesh"))
 
 
 def _lanes(bucket: Bucket, chunk: int | None) -> int | None:

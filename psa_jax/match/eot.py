@@ -11,9 +11,10 @@ from jax.core import Tracer
 
 from psa_jax.arguments import checked
 from psa_jax.coupling.coupling import Coupling, Info, masked
+from psa_jax.devices import map_rows
 from psa_jax.match.cost import check, euclidean, fill_padding, pairwise
 from psa_jax.match.entropic import DEFAULT_EPS, Gibbs, Relative, Settings, check_range
-from psa_jax.types import Array, Cost, Float, alike, map_rows, solver_dtype
+from psa_jax.types import Array, Cost, Float, alike, solver_dtype
 
 ROUNDING_ERRORS = 1e5
 MEMORY = 2**31

@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 from ott.geometry.geometry import Geometry
 
+from psa_jax.devices import in_each, in_lanes, map_rows, out_of_lanes
 from psa_jax.match.cost import pairwise
 from psa_jax.match.entropic import log_density
-from psa_jax.types import Array, Cost, Float, PyTree, map_rows, pytree, size, static
+from psa_jax.types import Array, Cost, Float, PyTree, pytree, size, static
 
 
 @pytree
@@ -52,9 +53,9 @@ class Absorbed:
             y, out = fn(_matvec(matrix, x), rest)
             return back + _vecmat(y, matrix), out
 
-        n = size(self.rows)
-        back, out = jax.lax.scan(one, jnp.zeros_like(x), _blocks((self.rows, rows), self.block))
-        return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:n], out), back
+        blocks = in_lanes((self.rows, rows), self.block)
+        back, out = in_each(lambda own: jax.lax.scan(one, jnp.zeros_like(x), own), blocks)
+        return out_of_lanes(out, size(self.rows)), back.sum(0)
 
 
 @jax.tree_util.register_pytree_node_class
@@ -151,8 +152,10 @@ class Transport(Geometry):
         if self._cost_matrix is not None:
             (top, total), f = update(start, rows, self._cost_matrix)
         else:
-            (top, total), f = jax.lax.scan(lambda c, r: update(c, r, None), start, _blocks(rows, self.block))
-            f = f.reshape(-1)[: self.a.shape[0]]
+            blocks = in_lanes(rows, self.block)
+            (tops, totals), f = in_each(lambda own: jax.lax.scan(lambda c, r: update(c, r, None), start, own), blocks)
+            f, top = out_of_lanes(f, self.a.shape[0]), tops.max(0)
+            total = (totals * jnp.exp(tops - _finite(top)[None])).sum(0)
         change = _finite(top) + jnp.log(jnp.where(total > 0, total, 1))
         return jnp.where(self.a > 0, f, 0), jnp.where(self.b > 0, g - eps * change, 0)
 
@@ -172,17 +175,6 @@ class Transport(Geometry):
 
 def _density(geometry: Transport, columns: PyTree, eps: Array, rows: PyTree) -> Array:
     return jnp.exp(geometry._tile(rows, columns, eps))
-
-
-def _blocks(tree: PyTree, block: int) -> PyTree:
-    """The leading axis cut into blocks, the last filled up with zeros, which have no weight."""
-
-    def cut(leaf: Array) -> Array:
-        fill = -leaf.shape[0] % block
-        leaf = jnp.concatenate([leaf, jnp.zeros((fill, *leaf.shape[1:]), leaf.dtype)])
-        return leaf.reshape(-1, block, *leaf.shape[1:])
-
-    return jax.tree.map(cut, tree)
 
 
 def _exp(z: Array) -> Array:

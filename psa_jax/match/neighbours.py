@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from psa_jax.types import Array, Float, Int, map_rows
+from psa_jax.devices import map_rows
+from psa_jax.types import Array, Float, Int
 
 CHUNK_ELEMENTS = {"cpu": 2**20}
 

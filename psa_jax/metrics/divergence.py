@@ -10,10 +10,11 @@ from jax.scipy.linalg import solve_triangular
 from jax.scipy.special import digamma
 
 from psa_jax.arguments import checked
+from psa_jax.devices import map_rows
 from psa_jax.match.cost import MOST_DIFFERENCES, pairwise, squared_euclidean
 from psa_jax.match.neighbours import check_k, largest
 from psa_jax.metrics.distributions import check_samples, weighted
-from psa_jax.types import Array, Float, Number, alike, map_rows
+from psa_jax.types import Array, Float, Number, alike
 
 CHUNK_ELEMENTS = 2**22
 # Share of a feature's variance, in units of eps, that may be rounding: four times what collinear features showed.

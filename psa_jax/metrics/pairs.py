@@ -12,7 +12,8 @@ from psa_jax.arguments import checked
 from psa_jax.coupling.blocked import Blocked
 from psa_jax.coupling.coupling import Coupling
 from psa_jax.data.samples import Truth
-from psa_jax.types import Array, Float, Int, float_dtype, known, map_rows, pytree
+from psa_jax.devices import map_rows
+from psa_jax.types import Array, Float, Int, float_dtype, known, pytree
 
 CHUNK_ELEMENTS = 2**22
 

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from psa_jax.arguments import checked
+from psa_jax.devices import map_rows
 from psa_jax.metrics.distributions import check_samples, weighted
-from psa_jax.types import Array, Float, KeyArray, map_rows
+from psa_jax.types import Array, Float, KeyArray
 
 CHUNK_ELEMENTS = 2**22
 

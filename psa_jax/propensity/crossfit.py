@@ -9,8 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jax.sharding import Mesh
 
 from psa_jax.arguments import checked
+from psa_jax.devices import each_run
 from psa_jax.propensity.augment import in_turn
 from psa_jax.propensity.fit import check, train_one
 from psa_jax.propensity.loop import Fitted
@@ -93,6 +95,7 @@ def crossfit_members(
     augment: Any,
     class_weights: Any,
     on_epoch: Callable[..., None] | None,
+    mesh: Mesh | None = None,
 ) -> tuple[Float[Array, "members n K"], Int[Array, "members n"], Fitted]:
     """`crossfit` of several keys `[members]`, which take the augments in turn, as one program."""
     judged = dataclasses.replace(check_training(training), patience=None)  # by folds, not by data that are given
@@ -115,11 +118,12 @@ def crossfit_members(
         training=training.annealed(max(t.size * (folds - 2) // folds, 1), judged=True),
         on_epoch=on_epoch,
         vectorize=jax.default_backend() != "cpu" and members * folds * x.nbytes <= VECTORIZE_BYTES,
+        mesh=mesh,
     )
     return out, jnp.asarray(np.stack([fold for fold, _ in dealt]), jnp.int32), fitted
 
 
-@functools.partial(jax.jit, static_argnames=("model", "training", "on_epoch", "vectorize"))
+@functools.partial(jax.jit, static_argnames=("model", "training", "on_epoch", "vectorize", "mesh"))
 def _crossfit(
     keys: Any,
     ids: Any,
@@ -132,10 +136,12 @@ def _crossfit(
     training: Training,
     on_epoch: Callable[..., None] | None,
     vectorize: bool,
+    mesh: Mesh | None,
 ) -> tuple[Array, Fitted]:
     members, folds = keys.shape
 
-    def one(args: Any) -> tuple[Array, Fitted]:
+    def one(shared: Any, args: Any) -> tuple[Array, Fitted]:
+        x, t, weights = shared
         key, (train, valid, scored), place, augment = args
         held_out, names = (x[valid], t[valid]), {"member": place // folds, "fold": place % folds}
         fitted = train_one(key, x[train], t[train], held_out, augment, weights, names, model, training, on_epoch)
@@ -145,7 +151,7 @@ def _crossfit(
         jax.tree.map(shape, tree) for tree, shape in ((ids, _flat), (augments, lambda x: jnp.repeat(x, folds, 0)))
     )
     args = (keys.reshape(-1), flat, jnp.arange(members * folds), each)
-    done = jax.vmap(one)(args) if vectorize else jax.lax.map(one, args)
+    done = each_run(one, (x, t, weights), args, mesh=mesh, together=vectorize)
     out, fitted = jax.tree.map(lambda leaf: leaf.reshape(members, folds, *leaf.shape[1:]), done)
     empty = jnp.zeros((t.size, out.shape[-1]), out.dtype)
     return jax.vmap(lambda own, out: empty.at[own].set(out, mode="drop"))(ids[2], out), fitted

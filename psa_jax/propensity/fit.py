@@ -9,15 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.core import Tracer
+from jax.sharding import Mesh
 from jaxtyping import Key
 
 from psa_jax.arguments import checked
 from psa_jax.data.samples import check_codes, count_codes
+from psa_jax.devices import check_mesh, each_run, map_rows
 from psa_jax.propensity.augment import as_tree, in_turn
 from psa_jax.propensity.loop import Fitted, minimise
 from psa_jax.propensity.model import CHUNK, Model, logits
 from psa_jax.propensity.training import Training, check_training
-from psa_jax.types import Array, Augment, Float, Int, KeyArray, PyTree, map_rows
+from psa_jax.types import Array, Augment, Float, Int, KeyArray, PyTree
 
 
 @checked
@@ -93,6 +95,7 @@ def fit_ensemble(
     augment: Augment | tuple[Augment | None, ...] | None = None,
     class_weights: Float[Array, " K"] | None = None,
     on_epoch: Callable[..., None] | None = None,
+    mesh: Mesh | None = None,
 ) -> Fitted:
     """Trains one classifier for each key, in one program: `vmap` on accelerators, `lax.map` on the CPU.
 
@@ -102,6 +105,7 @@ def fit_ensemble(
             computes, though its result does not change.
         augment: as in `fit`, or a tuple of several (None is none), which the members take in turn.
         on_epoch: called for every member, in no particular order of members.
+        mesh: static; devices to spread the members over, each trained by one.
 
     Returns:
         `Fitted` with a leading axis `[members]` on every leaf.
@@ -117,6 +121,7 @@ def fit_ensemble(
         >>> fitted.history.train_loss.shape
         (2, 2)
     """
+    check_mesh(mesh)
     if jnp.ndim(keys) != 1 or not keys.size:
         raise ValueError(f"keys: expected [members] typed keys, at least one, got shape {jnp.shape(keys)}")
     x, t, valid = check(model, x, t, valid, class_weights, training)
@@ -132,6 +137,7 @@ def fit_ensemble(
         training=training,
         on_epoch=on_epoch,
         vectorize=jax.default_backend() != "cpu",
+        mesh=mesh,
     )
 
 
@@ -217,7 +223,7 @@ def train_one(
 _fit = jax.jit(train_one, static_argnames=("model", "training", "on_epoch"))
 
 
-@functools.partial(jax.jit, static_argnames=("model", "training", "on_epoch", "vectorize"))
+@functools.partial(jax.jit, static_argnames=("model", "training", "on_epoch", "vectorize", "mesh"))
 def _ensemble(
     keys: Any,
     x: Any,
@@ -230,13 +236,15 @@ def _ensemble(
     training: Training,
     on_epoch: Callable[..., None] | None,
     vectorize: bool,
+    mesh: Mesh | None,
 ) -> Fitted:
-    def one(args: tuple[KeyArray, Array, Any]) -> Fitted:
+    def one(shared: Any, args: tuple[KeyArray, Array, Any]) -> Fitted:
+        x, t, valid, weights = shared
         key, member, augment = args
         return train_one(key, x, t, valid, augment, weights, {"member": member}, model, training, on_epoch)
 
     args = keys, jnp.arange(keys.shape[0]), augments
-    return jax.vmap(one)(args) if vectorize else jax.lax.map(one, args)
+    return each_run(one, (x, t, valid, weights), args, mesh=mesh, together=vectorize)
 
 
 @functools.lru_cache(maxsize=128)

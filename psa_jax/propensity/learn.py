@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from psa_jax.data.samples import Modality
 from psa_jax.progress import Watch
@@ -56,6 +57,7 @@ def learn(
     *,
     target: Modality | None = None,
     valid: Modality | None = None,
+    mesh: Mesh | None = None,
 ) -> Representation:
     """Fits classifiers of the treatment to one modality and scores samples of it. Host only; see `align`.
 
@@ -69,6 +71,7 @@ def learn(
         watch: who is told of the progress.
         target: the samples to score; None scores those of `modality`, by cross-fitting.
         valid: held-out samples, with a target only.
+        mesh: the devices that train.
 
     Raises:
         ValueError: a model of another number of outputs, no default model for such features, training that diverged,
@@ -84,7 +87,7 @@ def learn(
     keys = jax.random.split(key, learner.members)
     if target is None or valid is None:
         target_logits, _, fitted = crossfit_members(
-            keys, model, modality.x, modality.t, learner.folds, training, learner.augment, None, watch.on_epoch
+            keys, model, modality.x, modality.t, learner.folds, training, learner.augment, None, watch.on_epoch, mesh
         )
         held_out, labels = None, modality.t
     else:
@@ -97,6 +100,7 @@ def learn(
             training=training,
             augment=learner.augment,
             on_epoch=watch.on_epoch,
+            mesh=mesh,
         )
         target_logits, held_out = (_member_logits(model, fitted.params, x) for x in (target.x, valid.x))
         labels = valid.t

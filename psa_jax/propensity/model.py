@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from psa_jax.arguments import checked
-from psa_jax.types import Array, KeyArray, PyTree, brief, map_rows
+from psa_jax.devices import map_rows
+from psa_jax.types import Array, KeyArray, PyTree, brief
 
 CHUNK = 1024
 
