@@ -49,8 +49,7 @@ def calls():
     loop = {"eps": 0.1, "tol": 0.1, "max_iters": 3}
     seen = {"matcher": psa.sinkhorn, "progress": False}
     return {
-        "align": {"key": KEY, "data": data, "query": None, "valid": None, "a": QUICK, "b": QUICK, "mesh": None}
-        | seen,
+        "align": {"key": KEY, "data": data, "query": None, "valid": None, "a": QUICK, "b": QUICK, "mesh": None} | seen,
         "align_many": {"key": KEY, "modalities": [data.a, data.b], "num_treatments": K, "reference": 0, **seen}
         | {"learners": QUICK, "names": None},
         "assignment": pair | {"cost": psa.euclidean},

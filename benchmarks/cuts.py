@@ -113,7 +113,7 @@ def screen(seed):
 def balls(seed):
     key_train, key_valid, key_test = jax.random.split(jax.random.key(seed), 3)
     (train, _), (valid, _), (query, truth) = (
-        psa.datasets.balls(key, num_samples=n, image_size=32)
+        psa.datasets.balls(key, num_samples=n, image_size=16)
         for key, n in ((key_train, 4000), (key_valid, 1000), (key_test, 4000))
     )
     return Cut(train, valid, query, np.asarray(truth.pair), np.asarray(truth.z_a), np.asarray(truth.z_b), True)
