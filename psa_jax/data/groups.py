@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from psa_jax.arguments import checked
-from psa_jax.data.samples import codes, members_of
+from psa_jax.data.codes import codes, members_of
 from psa_jax.types import Array, Int, known, pytree, static
 
 MAX_WASTE = 1.4

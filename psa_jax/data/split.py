@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from psa_jax.arguments import checked
-from psa_jax.data.samples import Modality, Truth, Unpaired, check_truth, members_of, on_host
+from psa_jax.data.codes import members_of
+from psa_jax.data.samples import Modality, Truth, Unpaired, check_truth, on_host
 from psa_jax.types import KeyArray, host_rng
 
 

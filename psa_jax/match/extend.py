@@ -12,7 +12,7 @@ from psa_jax.arguments import checked
 from psa_jax.coupling.blocked import Block, Blocked
 from psa_jax.coupling.coupling import Coupling, Masked, log_row_mass
 from psa_jax.coupling.shrink import Shrunk, mix
-from psa_jax.data.samples import codes
+from psa_jax.data.codes import codes
 from psa_jax.match.entropic import Gibbs
 from psa_jax.match.eot import MAX_ROUNDING
 from psa_jax.types import Array, Float, take

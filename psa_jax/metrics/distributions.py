@@ -9,8 +9,8 @@ import numpy as np
 from jax.core import Tracer
 
 from psa_jax.arguments import checked
+from psa_jax.data.codes import codes
 from psa_jax.data.groups import group
-from psa_jax.data.samples import codes
 from psa_jax.match.cost import fill_padding
 from psa_jax.types import Array, Float, float_dtype
 

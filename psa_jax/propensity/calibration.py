@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from psa_jax.arguments import checked
-from psa_jax.data.samples import check_codes
+from psa_jax.data.codes import check_codes
 from psa_jax.types import Array, Float, Int, Number, pytree
 
 MAX_TEMPERATURE = 1e3

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from jaxtyping import Key
 
 from psa_jax.arguments import checked
-from psa_jax.data.samples import check_codes, count_codes
+from psa_jax.data.codes import check_codes, count_codes
 from psa_jax.devices import check_mesh, each_run, map_rows
 from psa_jax.propensity.augment import as_tree, in_turn
 from psa_jax.propensity.loop import Fitted, minimise

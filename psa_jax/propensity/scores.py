@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.core import Tracer
 
 from psa_jax.arguments import checked
-from psa_jax.data.samples import check_codes, count_codes
+from psa_jax.data.codes import check_codes, count_codes
 from psa_jax.propensity.augment import as_tree
 from psa_jax.propensity.model import CHUNK, Model, logits
 from psa_jax.types import Array, Float, Int, Number, PyTree
