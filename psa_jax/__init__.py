@@ -26,7 +26,7 @@ from psa_jax.align import (
     match_batch,
 )
 from psa_jax.coupling import Blocked, Chained, Coupling, Info, chain, shrink
-from psa_jax.data import Groups, Modality, Truth, Unpaired, group, permute_treatments, split, validate
+from psa_jax.data import Groups, Modality, Strata, Truth, Unpaired, group, permute_treatments, split, validate
 from psa_jax.judge import (
     Diagnosis,
     EpsSweep,
@@ -130,6 +130,7 @@ __all__ = [
     "Model",
     "Prediction",
     "Scorer",
+    "Strata",
     "Training",
     "Truth",
     "Unpaired",

@@ -8,12 +8,13 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from psa_jax.align.new import Prediction, dense, matched_codes, partners, predicted
+from psa_jax.align.new import Prediction, dense, matched_codes, partners, predicted, weighed
+from psa_jax.align.told import facts
 from psa_jax.arguments import numbers
 from psa_jax.coupling.blocked import Blocked
 from psa_jax.coupling.coupling import Coupling
 from psa_jax.data.groups import Groups
-from psa_jax.data.labels import listed
+from psa_jax.data.strata import Strata
 from psa_jax.judge.projection import Projection
 from psa_jax.judge.refinement import Refined, Refinement
 from psa_jax.judge.verdict import verdict
@@ -23,9 +24,9 @@ from psa_jax.propensity.calibration import Calibration
 from psa_jax.propensity.learn import Representation
 from psa_jax.propensity.loop import Fitted
 from psa_jax.propensity.scorer import Scorer
-from psa_jax.types import Array, Float, Int, float_dtype, known, pytree, static
+from psa_jax.types import Array, Float, Int, float_dtype, pytree, static
 
-SHOWN, FILE = 8, "alignment.npz"
+FILE = "alignment.npz"
 
 
 class AlignmentWarning(UserWarning):
@@ -54,6 +55,7 @@ class Alignment:
         projection: what `project` believes; None in an alignment made by hand.
         refined_a: how scores of modality a were refined by the other's (see `psa.refine`); None where they were not.
         refined_b: the same of modality b.
+        strata: static; the treatment and the stratum of each code, as the data have them, or None.
     """
 
     coupling: Blocked | Coupling
@@ -72,6 +74,7 @@ class Alignment:
     projection: Projection | None = None
     refined_a: Refinement | None = None
     refined_b: Refinement | None = None
+    strata: Strata | None = static(default=None)
 
     @property
     def T(self) -> "Alignment":
@@ -93,6 +96,7 @@ class Alignment:
             None if self.projection is None else self.projection.T,
             self.refined_b,
             self.refined_a,
+            self.strata,
         )
 
     def project(
@@ -136,7 +140,9 @@ class Alignment:
 
         Args:
             x: `[k, ...]` new samples of a, prepared as those that were aligned; may be sparse or a table.
-            t: `[k]` their treatments, -1 where not known; None for all.
+            t: `[k]` their treatments, -1 where not known; None for all. Of stratified data the codes of `strata`, or
+                `[k, 2]` treatment and stratum, each -1 where not known: of several strata the projections are
+                averaged, by how many samples of the treatment each has.
             y: `[m, ...]` values of the samples of b that were aligned; may be sparse or a table.
 
         Returns:
@@ -179,12 +185,10 @@ class Alignment:
         """Codes of new samples, -1 where none was matched; propensities `[k, T]` of the treatments `[T]` that were."""
         if self.scorer_a is None:
             raise ValueError("scorer_a: expected one, as `align` makes it, got None")
-        sizes = np.minimum(np.asarray(self.groups.sizes_a), np.asarray(self.groups.sizes_b))
-        t = matched_codes(t, x.shape[0], sizes)
-        treatments = np.asarray(self.scorer_a.treatments)
-        there = sizes[treatments] > 0
-        weights = self.scorer_a.propensities(self.fitted_a.params, x, self.fitted_a.history.best_epoch.ndim)
-        return t, np.asarray(weights)[:, there], treatments[there]
+        sizes = np.asarray(self.groups.sizes_a), np.asarray(self.groups.sizes_b)
+        found = matched_codes(t, x.shape[0], np.minimum(*sizes), self.strata)
+        chance = self.scorer_a.propensities(self.fitted_a.params, x, self.fitted_a.history.best_epoch.ndim)
+        return found, *weighed(np.asarray(chance), np.asarray(self.scorer_a.treatments), t, *sizes, self.strata)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Writes the alignment into a folder, which is made where there is none; see `psa_jax.io.save_alignment`."""
@@ -237,39 +241,8 @@ class Alignment:
         return f"<table><caption>{html.escape(head[1])}</caption>{rows}</table>"
 
     def _facts(self) -> list[tuple[str, str]]:
-        """Names and texts of what there is to say, the headline first."""
-        groups = self.groups
-        n, m = groups.shape
-        facts = [("", f"Alignment of {n} samples of a and {m} of b in {groups.num_treatments} treatments")]
-        law = repr(self.coupling).split("\n")
-        facts.append(("coupling", "; ".join([law[0].partition(" by ")[2] or law[0], *map(str.strip, law[1:])])))
-        if known(groups.sizes_a, groups.sizes_b):
-            a, b = np.asarray(groups.sizes_a), np.asarray(groups.sizes_b)
-            order = np.argsort(-np.minimum(a, b), kind="stable")
-            order = order[(a[order] > 0) | (b[order] > 0)]
-            told = [f"{listed([t], self.names)} ({a[t]}, {b[t]})" for t in order[:SHOWN]]
-            more = f" and {order.size - SHOWN} more" if order.size > SHOWN else ""
-            facts.append(("treatments (a, b)", ", ".join(told) + more))
-            for side, here, there in (("a", a, b), ("b", b, a)):
-                if alone := np.flatnonzero((here > 0) & (there == 0)).tolist():
-                    facts.append((f"only in {side}, not matched", listed(alone, self.names, SHOWN)))
-            converged = self.coupling.info.converged
-            if known(converged) and np.ndim(converged):
-                bad = np.flatnonzero((a > 0) & (b > 0) & ~np.asarray(converged))
-                facts += [("not converged", listed(bad, self.names, SHOWN))] if bad.size else []
-        for side, fitted, found in (
-            ("a", self.fitted_a, self.calibration_a),
-            ("b", self.fitted_b, self.calibration_b),
-        ):
-            if isinstance(fitted, Fitted) and isinstance(found, Calibration):
-                runs = " x ".join(map(str, fitted.history.best_epoch.shape)) or "1"
-                text = f"{runs} runs"
-                if known(found.accuracy, found.cross_entropy, found.temperature):
-                    measured = {"held-out accuracy": found.accuracy, "cross-entropy": found.cross_entropy}
-                    measured["temperature"] = found.temperature
-                    text += "".join(f", {name} {float(value):.3g}" for name, value in measured.items())
-                facts.append((f"classifiers of {side}", text))
-        return facts + self.verdict()
+        sides = (self.fitted_a, self.calibration_a), (self.fitted_b, self.calibration_b)
+        return facts(self.coupling, self.groups, sides, self.names, self.strata) + self.verdict()
 
 
 def joined(
@@ -280,6 +253,7 @@ def joined(
     names: tuple[str, ...] | None,
     projection: Projection | None = None,
     refined: Refined | None = None,
+    strata: Strata | None = None,
 ) -> Alignment:
     """The alignment of two modalities that were learnt and matched."""
     return Alignment(
@@ -299,6 +273,7 @@ def joined(
         projection,
         None if refined is None else refined.a,
         None if refined is None else refined.b,
+        strata,
     )
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from psa_jax.coupling.blocked import Blocked
 from psa_jax.coupling.coupling import Masked
 from psa_jax.coupling.shrink import Shrunk
+from psa_jax.data.strata import Strata
 from psa_jax.match.entropic import Gibbs
 from psa_jax.match.extend import extend
 from psa_jax.metrics.pairs import project
@@ -24,7 +25,7 @@ class Prediction:
         values: `[n, ...]` the mean.
         std: `[n, ...]` how far the values of its possible partners spread.
         mixed: `[n]` samples whose treatment is unknown, or has no partner: all treatments count, as probable as the
-            classifier holds them to be.
+            classifier holds them to be. Of stratified data, also those whose stratum is.
     """
 
     values: Float[Array, "n ..."]
@@ -42,15 +43,64 @@ def dense(x: Any) -> Any:
     return x.toarray() if hasattr(x, "toarray") else x
 
 
-def matched_codes(t: Any, k: int, sizes: np.ndarray) -> np.ndarray:
-    """Treatment codes `[k]` of new samples, -1 where it is not known or was not matched (`sizes` `[T]` is 0)."""
+def matched_codes(t: Any, k: int, sizes: np.ndarray, strata: Strata | None = None) -> np.ndarray:
+    """Treatment codes `[k]` of new samples, -1 where it is not known or was not matched (`sizes` `[T]` is 0).
+
+    With `strata` also of treatments and strata `[k, 2]`.
+    """
     t = np.full(k, -1) if t is None else np.asarray(t)
+    if strata is not None and t.shape == (k, 2) and t.dtype.kind in "iu":
+        for name, found, names in (("treatments", t[:, 0], strata.treatments), ("strata", t[:, 1], strata.names)):
+            if k and not -1 <= found.min() <= found.max() < len(names):
+                raise ValueError(
+                    f"t: expected {name} in [0, {len(names)}), -1 where not known, got {found.min()} to {found.max()}"
+                )
+        t = strata.codes(t[:, 0], t[:, 1])
     if t.shape != (k,) or t.dtype.kind not in "iu" or (t.size and not -1 <= t.min() <= t.max() < sizes.size):
         raise ValueError(
             f"t: expected {k} codes in [0, {sizes.size}), -1 where not known, got {t.dtype} {t.shape}"
             + (f" from {t.min()} to {t.max()}" if t.dtype.kind in "iu" and t.size else "")
         )
     return np.where((t >= 0) & (sizes[t] > 0), t, -1)
+
+
+def weighed(
+    chance: np.ndarray,
+    treatments: np.ndarray,
+    t: Any,
+    sizes: np.ndarray,
+    others: np.ndarray,
+    strata: Strata | None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """How probable each code that was matched is for new samples, `[k, T]`, and which codes those are `[T]`.
+
+    Args:
+        chance: `[k, d]` propensities.
+        treatments: `[d]` what they are propensities of.
+        t: as `matched_codes` takes it.
+        sizes: samples of each code in the modality of the new ones.
+        others: those in the other one.
+        strata: shares a treatment's propensity among its strata by their sizes, as far as `t` leaves them open.
+    """
+    there = (sizes > 0) & (others > 0)
+    if strata is None:
+        return chance[:, there[treatments]], treatments[there[treatments]]
+    of = np.asarray(strata.treatment)
+    there &= np.isin(of, treatments)
+    codes = np.flatnonzero(there)
+    total = np.bincount(of[codes], sizes[codes], minlength=len(strata.treatments))
+    column = np.full(total.size, -1)
+    column[treatments] = np.arange(treatments.size)
+    weights = chance[:, column[of[codes]]] * (sizes[codes] / total[of[codes]]).astype(chance.dtype)
+    if t is None:
+        return weights, codes
+    known = np.asarray(t)
+    if known.ndim == 1:
+        of, place = (np.append(np.asarray(x), -1)[known] for x in (strata.treatment, strata.stratum))
+        known = np.stack([of, place], axis=1)
+    weights = np.where(strata.possible(known[:, 0], known[:, 1], there)[:, codes], weights, 0)
+    total = weights.sum(axis=1, keepdims=True)
+    return weights / np.where(total > 0, total, 1), codes
 
 
 def expected(law: Blocked, y: Any) -> tuple[np.ndarray, np.ndarray]:

@@ -51,7 +51,9 @@ def align(
     With a `query` the classifiers are fitted on `data` and the query is scored and matched. Without one `data` itself
     is, every sample scored by a classifier that saw its label neither in training nor in selection (`crossfit`), so
     that memorised labels cannot leak into the scores. Scores are calibrated by temperature, freed of their treatment
-    frequencies, and restricted to the treatments that both modalities of `data` have.
+    frequencies, and restricted to the treatments that both modalities of `data` have. Where `data` are stratified
+    (`Unpaired.from_labels(..., within_a=, within_b=)`) classifiers learn the treatment, and all after them goes by
+    treatment and stratum.
 
     It runs on the host and compiles what it calls; each stage is a function of its own (`fit`, `crossfit`,
     `propensity`, `group`, `blockwise`) to build something else from.
@@ -101,10 +103,12 @@ def align(
     _check(data, query, valid)
     data = on_host(data)
     query, valid = (None if part is None else on_host(part) for part in (query, valid))
-    shared = np.intersect1d(np.asarray(data.a.t), np.asarray(data.b.t))
+    taught = data.taught
+    shared = np.intersect1d(np.asarray(taught.a.t), np.asarray(taught.b.t))
     if shared.size < 2:
+        told = listed(shared, taught.names)
         raise ValueError(
-            f"data: expected at least two treatments that both modalities have, got only [{listed(shared, data.names)}]"
+            f"data: expected at least two treatments that both modalities have, got only [{told}]"
             ": a propensity cannot be estimated (blockwise matches scores of your own)"
         )
     check_matcher(matcher, int(shared.size))
@@ -112,15 +116,16 @@ def align(
     aligned = data if query is None else query
     if query is not None and valid is None:
         data, valid = _hold_out(key_split, data)
+    taught, valid = data.taught, None if valid is None else valid.taught
     for name, learner in learners.items():  # what does not fit b is better known before a is learnt
-        classifier(name, getattr(data, name), data.num_treatments, learner)
+        classifier(name, getattr(taught, name), taught.num_treatments, learner)
     with watching(progress) as watch:
         sides = [
             learn(
                 k,
                 name,
-                getattr(data, name),
-                data.num_treatments,
+                getattr(taught, name),
+                taught.num_treatments,
                 shared,
                 learners[name],
                 watch,
@@ -157,7 +162,7 @@ def align(
         )
         watch.advance()
     groups = groups if mesh is None else deal(groups, mesh.size)  # as the coupling's blocks are
-    return joined(coupling, groups, side_a, side_b, data.names, projection, refined)
+    return joined(coupling, groups, side_a, side_b, data.names, projection, refined, data.strata)
 
 
 def _check(data: Unpaired, query: Unpaired | None, valid: Unpaired | None) -> None:

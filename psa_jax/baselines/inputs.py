@@ -9,7 +9,7 @@ from psa_jax.data.samples import Unpaired, check_like, on_host
 
 def prepared(data: Unpaired, query: Unpaired | None) -> tuple[Unpaired, Unpaired]:
     """What to learn from and what to embed (`data` too, without a query), both checked. Host only."""
-    data = on_host(data)
+    given, data = data, on_host(data).taught
     if (both := shared(data)).size < 2:
         raise ValueError(
             f"data: expected at least two treatments that both modalities have, got only {both.tolist()}: labels are "
@@ -17,8 +17,8 @@ def prepared(data: Unpaired, query: Unpaired | None) -> tuple[Unpaired, Unpaired
         )
     if query is None:
         return data, data
-    check_like("query", query, data)
-    return data, on_host(query)
+    check_like("query", query, given)
+    return data, on_host(query).taught
 
 
 def shared(data: Unpaired) -> np.ndarray:

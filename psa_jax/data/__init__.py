@@ -6,11 +6,13 @@ Imports `types` and `arguments` only; every room above may import it.
 from psa_jax.data.groups import Bucket, Groups, group
 from psa_jax.data.samples import Modality, Truth, Unpaired, validate
 from psa_jax.data.split import permute_treatments, split
+from psa_jax.data.strata import Strata
 
 __all__ = [
     "Bucket",
     "Groups",
     "Modality",
+    "Strata",
     "Truth",
     "Unpaired",
     "group",

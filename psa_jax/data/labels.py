@@ -10,7 +10,9 @@ MISSING = frozenset({"", "nan", "na", "n/a", "<na>", "none", "null", "nat"})
 SHOWN = 5
 
 
-def encode(labels_a: Any, labels_b: Any) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+def encode(
+    labels_a: Any, labels_b: Any, *, called: str = "labels", shared: bool = True
+) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
     """Codes both modalities' labels jointly. Host only.
 
     Numbers are compared as numbers: 1, 1.0, numpy's and pandas' integers and floats of any width are one label, and
@@ -20,6 +22,8 @@ def encode(labels_a: Any, labels_b: Any) -> tuple[np.ndarray, np.ndarray, tuple[
     Args:
         labels_a: `[n]` labels of modality a: a list, an array, a pandas Series or Categorical.
         labels_b: `[m]` labels of modality b.
+        called: what errors call them.
+        shared: whether there must be a label that both have.
 
     Returns:
         Codes `[n]` and `[m]` int32, and the name of each code.
@@ -36,7 +40,7 @@ def encode(labels_a: Any, labels_b: Any) -> tuple[np.ndarray, np.ndarray, tuple[
         ([2, 1], [1, 2, 0], ('0.5', '2', '10'))
     """
     sides = []
-    for name, labels in (("labels_a", labels_a), ("labels_b", labels_b)):
+    for name, labels in ((f"{called}_a", labels_a), (f"{called}_b", labels_b)):
         keys = keys_of(name, labels)
         missing = np.array([is_missing(key) for key in keys])
         if missing.any():
@@ -50,8 +54,8 @@ def encode(labels_a: Any, labels_b: Any) -> tuple[np.ndarray, np.ndarray, tuple[
         sides.append(keys)
     order = _common_order(labels_a, labels_b, sides)
     code = {key: place for place, key in enumerate(order)}
-    if not set(sides[0]) & set(sides[1]):
-        raise ValueError(f"labels_a, labels_b: expected at least one label that both have, got {differing(*sides)}")
+    if shared and not set(sides[0]) & set(sides[1]):
+        raise ValueError(f"{called}_a, {called}_b: expected at least one label that both have, got {differing(*sides)}")
     t_a, t_b = (np.array([code[key] for key in keys], np.int32) for keys in sides)
     return t_a, t_b, names_of(order)
 

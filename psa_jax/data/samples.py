@@ -1,5 +1,6 @@
 """Unpaired data: two modalities, and apart from them the truth."""
 
+import dataclasses
 from typing import Any
 
 import jax.numpy as jnp
@@ -7,6 +8,7 @@ import numpy as np
 
 from psa_jax.data.codes import codes
 from psa_jax.data.labels import encode
+from psa_jax.data.strata import Strata, stratified
 from psa_jax.types import Array, Float, Int, known, pytree, static
 
 SHOWN = 8
@@ -18,7 +20,7 @@ class Modality:
 
     Attributes:
         x: features `[n, ...]`, float.
-        t: treatment codes `[n]`, integers in `[0, num_treatments)`.
+        t: treatment codes `[n]`, integers in `[0, num_treatments)`; of stratified data the codes of `Strata`.
     """
 
     x: Float[Array, "n ..."]
@@ -27,6 +29,10 @@ class Modality:
     def __repr__(self) -> str:
         """One line."""
         return f"Modality of {describe(self)}"
+
+    def take(self, ids: Any) -> "Modality":
+        """Some of the samples, by their numbers `[k]`."""
+        return Modality(self.x[ids], self.t[ids])
 
 
 @pytree
@@ -38,6 +44,8 @@ class Unpaired:
         b: the other; sizes may differ.
         num_treatments: static; codes are in `[0, num_treatments)`.
         names: static; the name of each treatment code, or None. Whatever is made of these data says them.
+        strata: static; what codes stand for where samples are matched within a further label, such as their plate, too;
+            or None.
 
     Example:
         >>> x, y = jnp.ones((3, 2)), jnp.ones((4, 5))
@@ -55,9 +63,12 @@ class Unpaired:
     b: Modality
     num_treatments: int = static()
     names: tuple[str, ...] | None = static(default=None)
+    strata: Strata | None = static(default=None)
 
     @staticmethod
-    def from_labels(x_a: Any, labels_a: Any, x_b: Any, labels_b: Any) -> "Unpaired":
+    def from_labels(
+        x_a: Any, labels_a: Any, x_b: Any, labels_b: Any, *, within_a: Any = None, within_b: Any = None
+    ) -> "Unpaired":
         """Unpaired data of samples whose treatments have labels of any kind; both modalities are coded together.
 
         Args:
@@ -65,6 +76,9 @@ class Unpaired:
             labels_a: `[n]` labels: texts, numbers (compared as numbers: 1 and 1.0 are one), a pandas column.
             x_b: features `[m, ...]` of modality b.
             labels_b: `[m]` labels.
+            within_a: `[n]` further labels of any kind, such as plates: samples are matched only with those that share
+                this label too. Classifiers go on to predict the treatment.
+            within_b: `[m]` those of modality b; to be given if `within_a` is.
 
         Returns:
             The data, with the names of the treatments; numbers in their order, then texts in theirs.
@@ -74,13 +88,27 @@ class Unpaired:
                 `validate`.
         """
         t_a, t_b, names = encode(labels_a, labels_b)
-        sides: list[Any] = []
-        for name, x, t in (("a", x_a, t_a), ("b", x_b, t_b)):
-            x = features(f"x_{name}", x)
-            if x.shape[0] != t.size:
-                raise ValueError(f"labels_{name}: expected {x.shape[0]} labels, one for each sample, got {t.size}")
-            sides.append(Modality(x, jnp.asarray(t)))
-        return on_host(Unpaired(sides[0], sides[1], len(names), names))
+        x_a, x_b = features("x_a", x_a), features("x_b", x_b)
+        _check_length("labels", (x_a, x_b), (t_a, t_b))
+        strata = None
+        if (within_a is None) != (within_b is None):
+            raise ValueError("within_a, within_b: expected labels of both modalities, got only one of them")
+        if within_a is not None:
+            s_a, s_b, places = encode(within_a, within_b, called="within")
+            _check_length("within", (x_a, x_b), (s_a, s_b))
+            (t_a, t_b), strata = stratified(names, places, (t_a, s_a), (t_b, s_b))
+            names = strata.labels
+        a, b = Modality(x_a, jnp.asarray(t_a)), Modality(x_b, jnp.asarray(t_b))
+        return on_host(Unpaired(a, b, len(names), names, strata))
+
+    @property
+    def taught(self) -> "Unpaired":
+        """The same samples by what classifiers learn of them: the treatment alone, where the data are stratified."""
+        if self.strata is None:
+            return self
+        of = jnp.asarray(self.strata.treatment, jnp.int32)
+        a, b = (dataclasses.replace(side, t=of[side.t]) for side in (self.a, self.b))
+        return Unpaired(a, b, len(self.strata.treatments), self.strata.treatments)
 
     def __repr__(self) -> str:
         """A few lines: sizes, and treatments by name."""
@@ -101,7 +129,8 @@ class Unpaired:
             shared = f", {both} of them in both modalities"
         else:
             shared = ""
-        return "\n".join([f"Unpaired of {self.num_treatments} treatments{shared}", *lines])
+        within = "" if self.strata is None else f" within {len(self.strata.names)} strata"
+        return "\n".join([f"Unpaired of {self.num_treatments} treatments{within}{shared}", *lines])
 
 
 @pytree
@@ -134,6 +163,14 @@ def validate(data: Unpaired) -> None:
         raise ValueError(f"num_treatments: expected an integer, got {data.num_treatments!r}")
     if data.names is not None and len(data.names) != data.num_treatments:
         raise ValueError(f"names: expected {data.num_treatments}, one for each treatment, got {len(data.names)}")
+    if data.strata is not None:
+        if not isinstance(data.strata, Strata):
+            raise ValueError(f"strata: expected psa_jax.Strata, got {type(data.strata).__name__}")
+        if len(data.strata.treatment) != data.num_treatments:
+            raise ValueError(
+                f"strata: expected {data.num_treatments} combinations, one for each code, got "
+                f"{len(data.strata.treatment)}"
+            )
     for name, modality in (("a", data.a), ("b", data.b)):
         if not isinstance(modality, Modality):
             raise ValueError(f"modality {name}: expected psa_jax.Modality(x, t), got {type(modality).__name__}")
@@ -154,18 +191,27 @@ def validate(data: Unpaired) -> None:
                 f"{x.shape[0]} rows, the first at row {bad[0]}"
             )
     if not np.intersect1d(np.asarray(data.a.t), np.asarray(data.b.t)).size:
-        raise ValueError("data: expected at least one treatment that both modalities have, got none")
+        within = "" if data.strata is None else " within a stratum"
+        raise ValueError(f"data: expected at least one treatment{within} that both modalities have, got none")
 
 
 def on_host(data: Unpaired) -> Unpaired:
     """The same data, checked by `validate`, with labels as int32 arrays whatever they came as."""
     validate(data)
     a, b = (
-        Modality(jnp.asarray(features("x", side.x)), jnp.asarray(np.asarray(side.t), jnp.int32))
+        dataclasses.replace(side, x=jnp.asarray(features("x", side.x)), t=jnp.asarray(np.asarray(side.t), jnp.int32))
         for side in (data.a, data.b)
     )
     names = None if data.names is None else tuple(map(str, data.names))
-    return Unpaired(a, b, data.num_treatments, names)
+    return dataclasses.replace(data, a=a, b=b, names=names)
+
+
+def _check_length(name: str, x: tuple[Any, Any], labels: tuple[np.ndarray, np.ndarray]) -> None:
+    for side, samples, found in zip("ab", x, labels, strict=True):
+        if samples.shape[0] != found.size:
+            raise ValueError(
+                f"{name}_{side}: expected {samples.shape[0]} labels, one for each sample, got {found.size}"
+            )
 
 
 def check_like(name: str, other: Unpaired, data: Unpaired) -> None:
@@ -177,6 +223,8 @@ def check_like(name: str, other: Unpaired, data: Unpaired) -> None:
         )
     if other.names != data.names and None not in (other.names, data.names):
         raise ValueError(f"{name}: expected the names of treatments of data, {data.names}, got {other.names}")
+    if other.strata != data.strata:
+        raise ValueError(f"{name}: expected the strata of data, got {'none' if other.strata is None else 'others'}")
     for side in ("a", "b"):
         ours, theirs = np.shape(getattr(data, side).x)[1:], np.shape(getattr(other, side).x)[1:]
         if ours != theirs:

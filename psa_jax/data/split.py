@@ -1,5 +1,6 @@
 """Parts and permutations of unpaired data. Host only."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,8 +10,9 @@ import numpy as np
 
 from psa_jax.arguments import checked
 from psa_jax.data.codes import members_of
-from psa_jax.data.samples import Modality, Truth, Unpaired, check_truth, on_host
-from psa_jax.types import KeyArray, host_rng
+from psa_jax.data.samples import Truth, Unpaired, check_truth, on_host
+from psa_jax.data.strata import Strata
+from psa_jax.types import Array, KeyArray, host_rng
 
 
 @checked
@@ -58,12 +60,7 @@ def split(key: KeyArray, data: Unpaired, fractions: Sequence[float], truth: Trut
 
     def part(p: int) -> Any:
         rows, cols = np.flatnonzero(part_a == p), np.flatnonzero(part_b == p)
-        piece = Unpaired(
-            Modality(data.a.x[rows], data.a.t[rows]),
-            Modality(data.b.x[cols], data.b.t[cols]),
-            data.num_treatments,
-            data.names,
-        )
+        piece = dataclasses.replace(data, a=data.a.take(rows), b=data.b.take(cols))
         if truth is None:
             return piece
         place = np.full(t_b.size + 1, -1)
@@ -85,7 +82,7 @@ def permute_treatments(key: KeyArray, data: Unpaired) -> Unpaired:
     how much of the figures on the true labels is the pipeline's own doing.
 
     Args:
-        key: a typed key; each modality gets a permutation of its own.
+        key: a typed key; each modality gets a permutation of its own, within strata where there are some.
         data: what to permute the labels of.
 
     Returns:
@@ -102,10 +99,20 @@ def permute_treatments(key: KeyArray, data: Unpaired) -> Unpaired:
     """
     data = on_host(data)
     a, b = (
-        Modality(side.x, jax.random.permutation(k, side.t))
+        dataclasses.replace(side, t=_permuted(k, side.t, data.strata))
         for k, side in zip(jax.random.split(key), (data.a, data.b), strict=True)
     )
-    return Unpaired(a, b, data.num_treatments, data.names)
+    return dataclasses.replace(data, a=a, b=b)
+
+
+def _permuted(key: KeyArray, t: Array, strata: Strata | None) -> Array:
+    """The codes in a random order, each within its stratum."""
+    if strata is None or len(strata.names) == 1:
+        return jax.random.permutation(key, t)
+    place, codes = np.asarray(strata.stratum)[np.asarray(t)], np.asarray(t)
+    mixed = codes.copy()
+    mixed[np.argsort(place, kind="stable")] = codes[np.lexsort((host_rng(key).random(t.size), place))]
+    return jnp.asarray(mixed)
 
 
 def _rank(key: KeyArray, t: np.ndarray, num_treatments: int) -> np.ndarray:

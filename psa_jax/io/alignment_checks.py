@@ -1,5 +1,6 @@
 """What a file that claims to hold an alignment must be."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -7,6 +8,7 @@ import numpy as np
 
 from psa_jax.align.alignment import Alignment
 from psa_jax.coupling.blocked import Blocked
+from psa_jax.data.strata import Strata
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 
@@ -48,9 +50,25 @@ def check_description(meta: dict[str, Any], leaves: dict[str, Any]) -> None:
         isinstance(saved, dict) and text(saved.get("kernel")) and (saved.get("most") is None or is_size(saved["most"]))
     ):
         raise ValueError(f"projection: got {str(saved)[:40]}")
+    strata = strata_of(meta)
+    if strata is not None and len(strata.treatment) != leaves[".groups.sizes_a"].size:
+        raise ValueError(f"strata: expected a combination for each code, got {len(strata.treatment)}")
     names = meta.get("names")
     if names is not None and not (each(names, text) and len(names) == leaves[".groups.sizes_a"].size):
         raise ValueError(f"names: expected one for each treatment, got {str(names)[:40]}")
+
+
+def strata_of(meta: dict[str, Any]) -> Strata | None:
+    """The strata that a file tells of, or None; a `ValueError` if they are none."""
+    saved = meta.get("strata")
+    if saved is None:
+        return None
+    names = [field.name for field in dataclasses.fields(Strata)]
+    if not isinstance(saved, dict) or set(saved) != set(names) or not all(isinstance(x, list) for x in saved.values()):
+        raise ValueError(f"strata: got {str(saved)[:40]}")
+    if not all(isinstance(name, str) for name in [*saved["treatments"], *saved["names"]]):
+        raise ValueError(f"strata: expected names, got {str(saved)[:40]}")
+    return Strata(*(tuple(saved[name]) for name in names))
 
 
 def check_plan(alignment: Alignment) -> None:
@@ -61,11 +79,11 @@ def check_plan(alignment: Alignment) -> None:
     for scorer in (alignment.scorer_a, alignment.scorer_b):
         if scorer is not None:
             found = np.asarray(scorer.treatments)
-            codes = np.arange(groups.num_treatments)
+            strata = alignment.strata
+            number = groups.num_treatments if strata is None else len(strata.treatments)
+            codes = np.arange(number)
             if found.ndim != 1 or not np.array_equal(np.sort(found), np.intersect1d(found, codes)):
-                raise ValueError(
-                    f"scorers: expected different codes below {groups.num_treatments}, got {found.tolist()}"
-                )
+                raise ValueError(f"scorers: expected different codes below {number}, got {found.tolist()}")
     for side, ids, sizes, scores, n in (
         ("a", "rows", groups.sizes_a, alignment.scores_a, groups.shape[0]),
         ("b", "cols", groups.sizes_b, alignment.scores_b, groups.shape[1]),

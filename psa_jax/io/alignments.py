@@ -15,7 +15,7 @@ from psa_jax.coupling.blocked import Blocked
 from psa_jax.coupling.coupling import Coupling
 from psa_jax.coupling.shrink import Shrunk, shrink
 from psa_jax.data.groups import Bucket, Groups
-from psa_jax.io.alignment_checks import check_description, check_plan
+from psa_jax.io.alignment_checks import check_description, check_plan, strata_of
 from psa_jax.io.archive import check_version, fitted_in, pack, read_leaves, reading, write_archive
 from psa_jax.io.described import describe, today
 from psa_jax.judge.evidence import Evidence
@@ -73,6 +73,7 @@ def save_alignment(path: str | os.PathLike[str], alignment: Alignment) -> None:
         **{f"model_{side}": describe(scorer.model) for side, scorer in zip("ab", scorers, strict=True) if scorer},
         "transform": _transform(scorers[0].transform),
         "names": None if alignment.names is None else list(alignment.names),
+        "strata": None if alignment.strata is None else dataclasses.asdict(alignment.strata),
         "projection": None
         if projection is None
         else {"kernel": describe(projection.coupling.blocks[0].coupling.kernel), "most": projection.most},
@@ -183,7 +184,8 @@ def _like(
     def members(side: str) -> Any:
         return like(f".member_scores_{side}", (*axes_of(side)[:1], *leaves[f".scores_{side}"].shape))
 
-    models, num_treatments = [], int(leaves[".groups.sizes_a"].size)
+    strata = strata_of(meta)
+    models, num_treatments = [], int(leaves[".groups.sizes_a"].size) if strata is None else len(strata.treatments)
     for side, model in zip("ab", given, strict=True):
         x: Any = jax.ShapeDtypeStruct((1, *meta[f"features_{side}"]), np.dtype(meta[f"dtype_{side}"]))
         models.append(model or _default_model(side, x, num_treatments, meta[f"model_{side}"]))
@@ -240,6 +242,7 @@ def _like(
         projection(),
         refined("a"),
         refined("b"),
+        strata,
     )
 
 

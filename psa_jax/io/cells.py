@@ -11,7 +11,7 @@ import numpy as np
 
 from psa_jax.align.alignment import AlignmentWarning
 from psa_jax.arguments import checked
-from psa_jax.data.samples import Modality, Truth, Unpaired
+from psa_jax.data.samples import Truth
 from psa_jax.io.containers import check_anndata, labels_in, labels_of, layers_of, listed, note_numbers
 from psa_jax.io.loaded import Loaded, Reading, Side, loaded
 from psa_jax.io.origin import Origin, feature_types
@@ -164,8 +164,7 @@ def shuffle(key: KeyArray, loaded: Loaded) -> Loaded:
     """The same with modality b in a random order, so that a file's order tells nothing about its pairs."""
     order = np.asarray(jax.random.permutation(key, len(loaded.cells_b)))
     place = np.append(np.argsort(order), -1)
-    b = Modality(loaded.data.b.x[order], loaded.data.b.t[order])
-    data = Unpaired(loaded.data.a, b, loaded.data.num_treatments, loaded.data.names)
+    data = dataclasses.replace(loaded.data, b=loaded.data.b.take(order))
     truth = Truth(jnp.asarray(place[np.asarray(loaded.truth.pair)], jnp.int32))
     cells_b = tuple(loaded.cells_b[i] for i in order)
     return dataclasses.replace(loaded, data=data, truth=truth, cells_b=cells_b)

@@ -52,7 +52,7 @@ class Loaded:
         back = np.full(len(self.cells_b), -1, np.int32)
         back[pair[pair >= 0]] = np.flatnonzero(pair >= 0)
         return Loaded(
-            Unpaired(self.data.b, self.data.a, self.data.num_treatments, self.data.names),
+            dataclasses.replace(self.data, a=self.data.b, b=self.data.a),
             Truth(jnp.asarray(back)),
             self.treatments,
             (self.modalities[1], self.modalities[0]),

@@ -120,7 +120,8 @@ def tune(
         raise ValueError(f"repeats: expected at least 2, got {repeats}")
     key_some, key_thin, key_agree, key_learn = jax.random.split(key, 4)
     data = _some(key_some, on_host(data))
-    shared = np.intersect1d(np.asarray(data.a.t), np.asarray(data.b.t))
+    taught = data.taught
+    shared = np.intersect1d(np.asarray(taught.a.t), np.asarray(taught.b.t))
     if shared.size < 3:
         raise ValueError(f"data: expected at least three treatments that both modalities have, got {shared.size}")
     groups = group(data.a.t, data.b.t, data.num_treatments)
@@ -129,7 +130,7 @@ def tune(
     rows, given, learnt = [], None, {}
     with watching(progress) as watch:
         for name, change in {"as given": None, **{name: (one,) for name, one in SINGLE.items()}}.items():
-            u, v = _scores(key_learn, data, shared, learners, change, watch)
+            u, v = _scores(key_learn, taught, shared, learners, change, watch)
             learnt[name] = u, v
             few = (u, v, merged) if kept is None else (kept.of_a(u), kept.of_b(v), merged)
             values = np.asarray(held_out_agreement(key_agree, _MATCHER, *few, repeats=repeats), float)
@@ -178,10 +179,10 @@ def _some(key: KeyArray, data: Unpaired) -> Unpaired:
         if n <= MOST_SAMPLES:
             return side
         ids = np.sort(np.asarray(jax.random.choice(key, n, (MOST_SAMPLES,), replace=False)))
-        return Modality(side.x[ids], side.t[ids])
+        return side.take(ids)
 
     key_a, key_b = jax.random.split(key)
-    return Unpaired(of(key_a, data.a), of(key_b, data.b), data.num_treatments, data.names)
+    return dataclasses.replace(data, a=of(key_a, data.a), b=of(key_b, data.b))
 
 
 def _scores(
