@@ -77,6 +77,13 @@ class Alignment:
     strata: Strata | None = static(default=None)
 
     @property
+    def treatments(self) -> tuple[str, ...]:
+        """The names of the treatments, which classifiers predict; their codes where they have none."""
+        if self.strata is not None:
+            return self.strata.treatments
+        return self.names or tuple(map(str, range(self.groups.num_treatments)))
+
+    @property
     def T(self) -> "Alignment":
         """The same with the modalities exchanged; `alignment.T.project(data.a.x)` are values of a for samples of b."""
         return Alignment(

@@ -96,8 +96,7 @@ def weighed(
         return weights, codes
     known = np.asarray(t)
     if known.ndim == 1:
-        of, place = (np.append(np.asarray(x), -1)[known] for x in (strata.treatment, strata.stratum))
-        known = np.stack([of, place], axis=1)
+        known = np.stack(strata.split(known), axis=1)
     weights = np.where(strata.possible(known[:, 0], known[:, 1], there)[:, codes], weights, 0)
     total = weights.sum(axis=1, keepdims=True)
     return weights / np.where(total > 0, total, 1), codes

@@ -7,19 +7,15 @@ from typing import Annotated
 import typer
 
 import psa_jax
-from psa_jax.cli import jobs, new
+from psa_jax.cli import folders, jobs
 from psa_jax.cli.cells import QUICK, Fit, Wanted, cells
 from psa_jax.cli.errors import Commands
-from psa_jax.cli.folder import open_folder
 from psa_jax.cli.jobs import make_matcher
-from psa_jax.cli.output import OutputFile
-from psa_jax.cli.reading import Source, check_features, check_output, refuse, words_of
-from psa_jax.cli.report import write_html
+from psa_jax.cli.options import MOST, Debug, Force, Seed
+from psa_jax.cli.reading import Source, check_features, refuse, words_of
 from psa_jax.cli.running import run
 from psa_jax.cli.show import Show
 from psa_jax.propensity import Learner
-
-MOST = 2**31 - 1  # of 32 bits
 
 app = typer.Typer(name="psa-jax", cls=Commands, add_completion=False, pretty_exceptions_enable=False)
 
@@ -38,11 +34,6 @@ class Matcher(StrEnum):
     snn = "snn"
     nearest = "nearest"
     assignment = "assignment"
-
-
-Force = Annotated[bool, typer.Option("--force", help="Replace an output that psa-jax made before.")]
-Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of every random number.")]  # jax wraps larger ones
-Debug = Annotated[bool, typer.Option("--debug", help="Show where an error came from.")]
 
 
 def _version(wanted: bool) -> None:
@@ -104,6 +95,15 @@ def align(
             help="Column of obs with the treatment of each cell; two names if the files differ.", metavar="NAME"
         ),
     ],
+    within: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Match cells only with those that share this column of obs too, such as their plate; "
+            "given twice if the files differ.",
+            metavar="NAME",
+            show_default=False,
+        ),
+    ] = None,
     modalities: Annotated[
         tuple[str, str] | None,
         typer.Option(
@@ -184,7 +184,18 @@ def align(
     words, columns = words_of(files, treatment)
     chosen = None if treatments is None else tuple(name.strip() for name in treatments.split(",") if name.strip())
     source = Source(
-        words, columns, modalities, layer, num_components, drop_unlabelled, as_is, chosen, min_cells, obsm, pairs
+        words,
+        columns,
+        modalities,
+        layer,
+        num_components,
+        drop_unlabelled,
+        as_is,
+        chosen,
+        min_cells,
+        obsm,
+        pairs,
+        tuple(within or ()),
     )
     if quick and tune:
         refuse("--quick, --tune", "the one asks for little time and the other for more: expected one of them")
@@ -199,99 +210,5 @@ def align(
     run(lambda folder, show: cells(folder, show, source, fit, wanted, str(output)), output, force)
 
 
-Folder = Annotated[Path, typer.Argument(help="A folder that psa-jax align made.")]
-New = Annotated[Path, typer.Argument(help="An .h5ad, .zarr or .h5mu file of new cells of the first modality.")]
-Column = Annotated[
-    str | None,
-    typer.Option(help="Column of obs with their treatments. Default: as in training, if it is there.", metavar="NAME"),
-]
-FillMissing = Annotated[
-    bool, typer.Option("--fill-missing", help="Features that are missing take their training means (they are counted).")
-]
-FromB = Annotated[bool, typer.Option("--from-b", help="The new cells are of the second modality.")]
-
-
-@app.command()
-def predict(
-    folder: Folder,
-    file: New,
-    output: Annotated[Path, typer.Option(help="The .h5ad file to write.")] = Path("imputed_new.h5ad"),
-    treatment: Column = None,
-    fill_missing: FillMissing = False,
-    from_b: FromB = False,
-    force: Force = False,
-    debug: Debug = False,
-) -> None:
-    """Impute the other modality's features for new cells, with a treatment or without."""
-    check_output(output, ".h5ad")
-
-    def job(place: Path, show: Show) -> None:
-        new.predict(place, show, open_folder(folder, "b" if from_b else "a"), file, treatment, fill_missing)
-
-    run(job, output, force, OutputFile)
-
-
-@app.command()
-def score(
-    folder: Folder,
-    file: New,
-    output: Annotated[Path, typer.Option(help="The .h5ad file to write.")] = Path("scored.h5ad"),
-    fill_missing: FillMissing = False,
-    from_b: FromB = False,
-    force: Force = False,
-    debug: Debug = False,
-) -> None:
-    """Score new cells: how probable each treatment is, and where they stand among the cells that were aligned."""
-    check_output(output, ".h5ad")
-
-    def job(place: Path, show: Show) -> None:
-        new.score(place, show, open_folder(folder, "b" if from_b else "a"), file, fill_missing)
-
-    run(job, output, force, OutputFile)
-
-
-@app.command()
-def match(
-    folder: Folder,
-    file: New,
-    output: Annotated[Path, typer.Option(help="The .csv file to write.")] = Path("matches.csv"),
-    treatment: Column = None,
-    fill_missing: FillMissing = False,
-    from_b: FromB = False,
-    force: Force = False,
-    debug: Debug = False,
-) -> None:
-    """Find the best partners of new cells among the other modality's cells that were aligned."""
-    check_output(output, ".csv")
-
-    def job(place: Path, show: Show) -> None:
-        new.match(place, show, open_folder(folder, "b" if from_b else "a"), file, treatment, fill_missing)
-
-    run(job, output, force, OutputFile)
-
-
-@app.command()
-def report(
-    folder: Folder,
-    output: Annotated[
-        Path | None, typer.Option(help="The .html file to write. Default: report.html of the folder, again.")
-    ] = None,
-    force: Force = False,
-    debug: Debug = False,
-) -> None:
-    """Write report.html again from what a folder holds."""
-    place = folder / "report.html" if output is None else output
-    check_output(place, ".html")
-
-    def job(path: Path, show: Show) -> None:
-        with show.stage("report", "report.html"), show.noting():
-            write_html(path, show, open_folder(folder), str(folder))
-        show.print_notes()
-
-    run(job, place, force or output is None, OutputFile)
-
-
-@app.command()
-def diagnose(folder: Folder, seed: Seed = 0, debug: Debug = False) -> None:
-    """Say more of the evidence, by treatment, than the report does; nothing is written."""
-    new.diagnose(Show(), open_folder(folder), seed)
+for command in (folders.predict, folders.score, folders.match, folders.report, folders.diagnose):
+    app.command()(command)

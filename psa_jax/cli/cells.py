@@ -26,7 +26,7 @@ from psa_jax import io
 from psa_jax.align.alignment import Alignment
 from psa_jax.align.evaluate import evaluate
 from psa_jax.align.pipeline import align
-from psa_jax.cli.folder import REFERENCES, Kept, keep
+from psa_jax.cli.folder import REFERENCES, Kept, controls, keep
 from psa_jax.cli.jobs import MATCHERS, epochs_of, make_matcher
 from psa_jax.cli.output import write_report
 from psa_jax.cli.reading import Read, Source, chosen_features, quietly, read, refuse
@@ -107,7 +107,7 @@ def cells(folder: Path, show: Show, source: Source, fit: Fit, wanted: Wanted, ca
         show.say(textwrap.fill(f"{name}: {text}.", 80, subsequent_indent="  ", break_on_hyphens=False))
     if wanted.control is not None:
         control = _control(report["treatments"], alignment, data, wanted.control)
-        show.say(f"control {wanted.control}: {control['size_a']} cells of a, {control['size_b']} of b.")
+        show.say(f"control {control['name']}: {control['size_a']} cells of a, {control['size_b']} of b.")
     if known:
         show.table(lambda width: metrics_table(metric_rows(reports, label), width))
         show.say(verdict(reports[label], label))
@@ -143,8 +143,9 @@ def _learners(key: KeyArray, show: Show, data: Unpaired, fit: Fit) -> tuple[Lear
 
 def _check(loaded: io.Loaded, wanted: Wanted) -> None:
     """Refuses what does not fit the file, before anything is learnt."""
-    if wanted.control is not None and wanted.control not in loaded.treatments:
-        raise ValueError(f"--control: expected one of {', '.join(loaded.treatments)}, got {wanted.control!r}")
+    names = loaded.data.taught.names or ()
+    if wanted.control is not None and wanted.control not in names:
+        raise ValueError(f"--control: expected one of {', '.join(names)}, got {wanted.control!r}")
     if isinstance(wanted.features, list):
         if wanted.impute_b:
             refuse("--features, --impute-b", "names of features are those of one modality: give all or hvg:NUMBER")
@@ -208,17 +209,21 @@ def _impute(folder: Path, show: Show, alignment: Alignment, found: Read, wanted:
 
 
 def _control(entries: list[dict[str, Any]], alignment: Alignment, data: Unpaired, name: str) -> dict[str, Any]:
-    """The control's entry; every treatment is told its distance from the control in scores."""
-    names = list(alignment.names or ())
+    """The control's entry; every treatment is told its distance from the control in scores.
+
+    Of stratified cells each from the control in its own stratum; the entry then is the control's largest one.
+    """
+    names, start_of = list(alignment.names or ()), controls(alignment, name)
     for side, scores, t in (("a", alignment.scores_a, data.a.t), ("b", alignment.scores_b, data.b.t)):
         scores, t = np.asarray(scores), np.asarray(t)
         means = {code: scores[t == code].mean(axis=0) for code in np.unique(t)}
-        start = means.get(names.index(name))
         for entry in entries:
-            here = means.get(names.index(entry["name"]))
+            code = names.index(entry["name"])
+            here, start = means.get(code), means.get(int(start_of[code]))
             apart = None if here is None or start is None else float(np.linalg.norm(here - start))
             entry[f"distance_from_control_{side}"] = apart
-    return next(entry for entry in entries if entry["name"] == name)
+    own = {names[code] for code in start_of.tolist() if code >= 0}
+    return next(entry for entry in entries if entry["name"] in own)
 
 
 def _settings(source: Source, fit: Fit, wanted: Wanted, loaded: io.Loaded) -> dict[str, Any]:
@@ -228,4 +233,5 @@ def _settings(source: Source, fit: Fit, wanted: Wanted, loaded: io.Loaded) -> di
     told |= {"layer": source.layer, "obsm": source.obsm, "treatments": source.treatments}
     told |= {"min_cells": source.min_cells, "as_is": source.as_is, "num_components": source.num_components}
     told |= {"drop_unlabelled": source.drop_unlabelled, "pairs": source.pairs, "control": wanted.control}
+    told |= {"within": source.within[0], "within_b": source.within[-1]} if source.within else {"within": None}
     return told | dataclasses.asdict(fit)

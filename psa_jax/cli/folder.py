@@ -42,6 +42,11 @@ class Kept:
         settings = self.report["settings"]
         return settings["treatment" if self.side == "a" else "treatment_b"]
 
+    @property
+    def within(self) -> str | None:
+        """The column of obs that the cells' strata had, or None."""
+        return self.report["settings"].get("within" if self.side == "a" else "within_b")
+
     def cells(self) -> np.ndarray:
         """The names of the other modality's cells, as they were aligned."""
         return self._names("b" if self.side == "a" else "a")
@@ -63,6 +68,14 @@ class Kept:
             )
         with quietly():
             return open_file(path)
+
+
+def controls(alignment: Alignment, name: str) -> np.ndarray:
+    """The code of the control `name` for each code: in its own stratum where there are some, -1 where that has none."""
+    if alignment.strata is None:
+        return np.full(alignment.groups.num_treatments, (alignment.names or ()).index(name))
+    control = alignment.strata.treatments.index(name)
+    return alignment.strata.codes(np.full(alignment.groups.num_treatments, control), alignment.strata.stratum)
 
 
 def keep(folder: Path, alignment: Alignment, loaded: io.Loaded) -> None:

@@ -1,5 +1,6 @@
 """The commands that go on with a folder: `predict`, `score` and `match` for new cells, and `diagnose`."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 
 import psa_jax
 from psa_jax import io
+from psa_jax.align.new import matched_codes
 from psa_jax.cli.folder import Kept
 from psa_jax.cli.jobs import make_matcher
 from psa_jax.cli.output import write_table
@@ -20,31 +22,44 @@ from psa_jax.judge import diagnose as judge
 PARTNERS = 5
 
 
-def predict(output: Path, show: Show, kept: Kept, file: Path, treatment: str | None, fill_missing: bool) -> None:
+@dataclasses.dataclass(frozen=True)
+class Labels:
+    """Columns of obs of new cells: of their treatments and of their strata; None for those of training, if there."""
+
+    treatment: str | None = None
+    within: str | None = None
+
+
+def predict(output: Path, show: Show, kept: Kept, file: Path, asked: Labels, fill_missing: bool) -> None:
     """Writes imputed values of new cells."""
-    adata, treatment = _read(show, kept, file, treatment)
+    adata, found = _read(show, kept, file, asked)
     with show.stage("imputation", "imputed values"), show.noting(), quietly():
         out = io.impute_new(
-            kept.alignment, kept.preparation, kept.reference(), adata, treatment=treatment, fill_missing=fill_missing
+            kept.alignment,
+            kept.preparation,
+            kept.reference(),
+            adata,
+            treatment=found.treatment,
+            within=found.within,
+            fill_missing=fill_missing,
         )
         out.write_h5ad(output)
     about = out.uns["psa"]
     show.say(f"  {out.n_obs} cells, {out.n_vars} features of {about['modality']} ({about['unit']})")
     if far := int(np.isnan(out.X).any(axis=1).sum()):
         show.note(f"{far} of {out.n_obs} cells lie too far from all that was aligned: their values are NaN")
-    _tell_mixed(show, about["mixed"], out.n_obs, "obs['psa_mixed'] marks them")
+    _tell_mixed(show, kept, about["mixed"], out.n_obs, "obs['psa_mixed'] marks them")
 
 
 def score(output: Path, show: Show, kept: Kept, file: Path, fill_missing: bool) -> None:
     """Writes new cells with their scores and propensities beside all that they had."""
-    adata, _ = _read(show, kept, file, None)
+    adata, _ = _read(show, kept, file, Labels())
     alignment = kept.alignment
     with show.stage("scores", "scores"), show.noting(), quietly():
         x = jnp.asarray(kept.preparation.prepare(adata, fill_missing=fill_missing))
         scorer, fitted = alignment.scorer_a, alignment.fitted_a
         assert scorer is not None
-        names = alignment.names or tuple(map(str, range(alignment.groups.num_treatments)))
-        columns = [names[k] for k in np.asarray(scorer.treatments).tolist()]
+        columns = [alignment.treatments[k] for k in np.asarray(scorer.treatments).tolist()]
         chance = np.asarray(scorer.propensities(fitted.params, x, fitted.history.best_epoch.ndim))
         adata.obsm["psa_scores"], adata.obsm["psa_propensities"] = np.asarray(alignment.score_a(x)), chance
         adata.obs["psa_treatment"] = np.asarray(columns, object)[chance.argmax(axis=1)]
@@ -54,32 +69,37 @@ def score(output: Path, show: Show, kept: Kept, file: Path, fill_missing: bool) 
     show.print_notes()
 
 
-def match(output: Path, show: Show, kept: Kept, file: Path, treatment: str | None, fill_missing: bool) -> None:
+def match(output: Path, show: Show, kept: Kept, file: Path, asked: Labels, fill_missing: bool) -> None:
     """Writes the best partners of new cells."""
-    adata, treatment = _read(show, kept, file, treatment)
+    adata, found = _read(show, kept, file, asked)
     alignment = kept.alignment
     with show.stage("partners", "partners"), show.noting():
-        t = codes_of(alignment, adata, treatment)
+        t = codes_of(alignment, adata, found.treatment, found.within)
         x = kept.preparation.prepare(adata, fill_missing=fill_missing)
         probability, column = alignment.partners(x, t, k=PARTNERS)
         there = kept.cells()
     sizes = np.minimum(np.asarray(alignment.groups.sizes_a), np.asarray(alignment.groups.sizes_b))
-    mixed = ~((t >= 0) & (sizes[t] > 0))
-    names = np.asarray(alignment.names, object)
+    mixed = matched_codes(t, adata.n_obs, sizes, alignment.strata) < 0
     ranks = range(1, probability.shape[1] + 1)
+    labels = {"treatment": (alignment.treatments, t if t.ndim == 1 else t[:, 0])}
+    if alignment.strata is not None:
+        labels["within"] = alignment.strata.names, t[:, 1]
+    told = [np.asarray([*names, ""], object)[codes] for names, codes in labels.values()]
     header = [
         "cell",
-        "treatment",
+        *labels,
         "mixed",
         *(f"{what}_{rank}" for rank in ranks for what in ("partner", "probability")),
     ]
     rows = (
-        [cell, names[k] if k >= 0 else "", int(unknown), *_best(there, js, ps)]
-        for cell, k, unknown, js, ps in zip(adata.obs_names, t, mixed, column, probability, strict=True)
+        [cell, *own, int(unknown), *_best(there, js, ps)]
+        for cell, own, unknown, js, ps in zip(
+            adata.obs_names, zip(*told, strict=True), mixed, column, probability, strict=True
+        )
     )
     write_table(output, header, rows)
     show.say(f"  {adata.n_obs} cells, {probability.shape[1]} partners each")
-    _tell_mixed(show, int(mixed.sum()), adata.n_obs, "the column mixed marks them")
+    _tell_mixed(show, kept, int(mixed.sum()), adata.n_obs, "the column mixed marks them")
 
 
 def diagnose(show: Show, kept: Kept, seed: int) -> None:
@@ -98,23 +118,27 @@ def _best(names: np.ndarray, columns: np.ndarray, probabilities: np.ndarray) -> 
     return [part for j, p in pairs for part in ((str(names[j]), f"{p:.6g}") if j >= 0 else ("", ""))]
 
 
-def _read(show: Show, kept: Kept, file: Path, treatment: str | None) -> tuple[Any, str | None]:
-    """The new cells, and the column of their treatments: the one asked for, or that of training where it is there."""
+def _read(show: Show, kept: Kept, file: Path, asked: Labels) -> tuple[Any, Labels]:
+    """The new cells, and the columns of their labels: those asked for, or those of training where they are there."""
     with show.stage("data", f"read {file.name}"), quietly():
         adata = open_file(file)
         if hasattr(adata, "mod"):
             if kept.preparation.modality not in adata.mod:
                 raise ValueError(f"{file}: expected a modality {kept.preparation.modality!r}, got {list(adata.mod)}")
             adata = adata.mod[kept.preparation.modality]
-    if treatment is None and kept.treatment in adata.obs:
-        treatment = kept.treatment
-    return adata, treatment
+    trained = Labels(kept.treatment, kept.within)
+    found = {
+        name: (column if column in adata.obs else None) if (given := getattr(asked, name)) is None else given
+        for name, column in dataclasses.asdict(trained).items()
+    }
+    return adata, Labels(**found)
 
 
-def _tell_mixed(show: Show, mixed: int, total: int, where: str) -> None:
+def _tell_mixed(show: Show, kept: Kept, mixed: int, total: int, where: str) -> None:
     if mixed:
+        within = "" if kept.alignment.strata is None else f" in a known {kept.within}"
         show.note(
-            f"{mixed} of {total} cells have no treatment that was matched: treatments were mixed by their propensities "
-            f"({where})"
+            f"{mixed} of {total} cells have no treatment that was matched{within}: treatments were mixed by their "
+            f"propensities ({where})"
         )
     show.print_notes()

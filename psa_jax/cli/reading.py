@@ -31,6 +31,7 @@ class Source:
         min_cells: leave treatments with fewer cells out.
         obsm: the array of `obsm` instead of `X`, of those of two files that have it.
         pairs: whether cells of the same name are one cell; None for a note.
+        within: the column of a further label to match within, or its name in each of two files; none for none.
     """
 
     files: tuple[Path, ...]
@@ -44,6 +45,7 @@ class Source:
     min_cells: int = 1
     obsm: str | None = None
     pairs: bool | None = None
+    within: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuses what contradicts itself, before any work."""
@@ -54,6 +56,8 @@ class Source:
             refuse("--treatment", f"expected one column for one file, got {' '.join(treatment)}")
         if len(treatment) > 2:
             refuse("--treatment", f"expected one column, or one for each of two files, got {' '.join(treatment)}")
+        if len(self.within) > len(words):
+            refuse("--within", f"expected one column for each file at most, got {' '.join(self.within)}")
         if len(words) == 2:
             for word in words:
                 if word.suffix == ".h5mu":
@@ -67,7 +71,16 @@ class Source:
     def shared(self) -> dict[str, Any]:
         """The arguments that every reader of `psa_jax.io` takes."""
         names = "layer", "num_components", "drop_unlabelled", "as_is", "treatments", "min_cells"
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in names} | {"columns": self.columns}
+
+    @property
+    def columns(self) -> io.Columns:
+        """What else is read of obs."""
+        return io.Columns(within=_one_or_two(self.within))
+
+
+def _one_or_two(names: tuple[str, ...]) -> str | tuple[str, ...] | None:
+    return None if not names else names[0] if len(names) == 1 else names
 
 
 def words_of(files: list[Path], treatment: list[str]) -> tuple[tuple[Path, ...], tuple[str, ...]]:

@@ -93,7 +93,8 @@ def _drawn(folder: Path, kept: Kept, order: list[str]) -> Iterator[tuple[str, An
     names = list(alignment.names or ())
     codes = [names.index(name) for name in order if name in names]
     there = [c for c in codes if alignment.groups.sizes_a[c] and alignment.groups.sizes_b[c]]
-    yield "scores", plot.score_maps(alignment, control=names.index(control) if control else None, titles=titles)
+    drawn = names.index(report["control"]["name"]) if control else None
+    yield "scores", plot.score_maps(alignment, control=drawn, titles=titles)
     if (folder / "imputed.h5ad").is_file():
         yield "features", _markers(folder, kept, plot)
     yield "evidence", plot.evidence(alignment, order=there if control else None)

@@ -123,23 +123,28 @@ def write_cells(folder: Path, alignment: Alignment, loaded: io.Loaded, treatment
     `cells_a.csv` and `cells_b.csv` have five partners each; `cells.csv` has the best one of each cell of a, with the
     modalities' names in its header.
     """
-    law = alignment.coupling
+    law, strata = alignment.coupling, alignment.strata
+    further = [] if strata is None else ["within"]
     sides = (("a", law, loaded.data.a, loaded.cells_a, loaded.cells_b), ("b", law.T, loaded.data.b, loaded.cells_b,
              loaded.cells_a))  # fmt: skip
     for side, coupling, own, cells, others in sides:
         probability, best = (np.asarray(x).tolist() for x in coupling.top_k(min(PARTNERS, coupling.shape[1])))
         codes, ranks = np.asarray(own.t).tolist(), range(1, len(best[0]) + 1)
+        labels = [(loaded.treatments[t],) for t in codes]
+        if strata is not None:
+            pairs = zip(*strata.split(codes), strict=True)
+            labels = [(strata.treatments[t], strata.names[s]) for t, s in pairs]
         rows = [
-            (cell, loaded.treatments[t], states[t], *_partners(others, js, ps))
-            for cell, t, js, ps in zip(cells, codes, best, probability, strict=True)
+            (cell, *label, states[t], *_partners(others, js, ps))
+            for cell, label, t, js, ps in zip(cells, labels, codes, best, probability, strict=True)
         ]
-        head = ("cell", "treatment", "status")
+        head = ("cell", "treatment", *further, "status")
         header = (*head, *(f"{what}_{rank}" for rank in ranks for what in ("partner", "probability")))
         write_table(folder / f"cells_{side}.csv", header, rows)
         if side == "a":
             first, second = loaded.modalities
-            header = (f"cell_{first}", treatment, "status", f"match_{second}", "probability")
-            write_table(folder / "cells.csv", header, (row[:5] for row in rows))
+            header = (f"cell_{first}", treatment, *further, "status", f"match_{second}", "probability")
+            write_table(folder / "cells.csv", header, (row[: len(header)] for row in rows))
 
 
 def _partners(names: tuple[str, ...], columns: list[int], probabilities: list[float]) -> list[str]:

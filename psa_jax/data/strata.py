@@ -56,6 +56,11 @@ class Strata:
             f"{self.treatments[t]}, {self.names[s]}" for t, s in zip(self.treatment, self.stratum, strict=True)
         )
 
+    def split(self, codes: Any) -> tuple[np.ndarray, np.ndarray]:
+        """The treatments and the strata `[k]` of codes; -1 of -1."""
+        of, place = (np.append(np.asarray(side, int), -1)[np.asarray(codes)] for side in (self.treatment, self.stratum))
+        return of, place
+
     def codes(self, treatment: Any, stratum: Any) -> np.ndarray:
         """The codes `[k]` of treatments and strata; -1 where one of them is, or no code stands for both."""
         table = np.full((len(self.treatments) + 1, len(self.names) + 1), -1)

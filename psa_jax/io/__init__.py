@@ -3,6 +3,7 @@
 from psa_jax.io.alignments import load_alignment, save_alignment
 from psa_jax.io.archive import load, save
 from psa_jax.io.cells import from_anndata, from_mudata, shuffle
+from psa_jax.io.columns import Columns
 from psa_jax.io.couplings import load_coupling, save_coupling
 from psa_jax.io.files import write_atomically
 from psa_jax.io.impute import impute, impute_new, reference
@@ -13,6 +14,7 @@ from psa_jax.io.prepare import Preparation
 from psa_jax.io.results import status, to_mudata
 
 __all__ = [
+    "Columns",
     "Loaded",
     "Origin",
     "Preparation",

@@ -1,6 +1,7 @@
 """Cells from AnnData and MuData."""
 
 import dataclasses
+import functools
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 from psa_jax.align.alignment import AlignmentWarning
 from psa_jax.arguments import checked
 from psa_jax.data.samples import Truth
+from psa_jax.io.columns import Columns, Further, read_further
 from psa_jax.io.containers import check_anndata, labels_in, labels_of, layers_of, listed, note_numbers
 from psa_jax.io.loaded import Loaded, Reading, Side, loaded
 from psa_jax.io.origin import Origin, feature_types
@@ -33,6 +35,7 @@ def from_anndata(
     treatments: Sequence[str] | None = None,
     min_cells: int = 1,
     pairs: bool | None = None,
+    columns: Columns = Columns(),
 ) -> Loaded:
     """Takes two modalities out of two AnnData of different cells, or out of one, whose cells are then known pairs.
 
@@ -58,6 +61,7 @@ def from_anndata(
         min_cells: leave treatments out that have fewer cells in a modality that has them, counted there too.
         pairs: of two files: False where cells of the same name are different cells. By default they are one cell,
             with a warning that says so; True leaves the warning out.
+        columns: what else to read of `obs`: `Columns(within="plate")`.
 
     Returns:
         Dense float32 features, codes, names, pairs and preparations.
@@ -69,7 +73,7 @@ def from_anndata(
     """
     how = _reading(num_components, drop_unlabelled, as_is, treatments, min_cells)
     if other is not None:
-        return _two_files(adata, other, treatment, modalities, layer, obsm, pairs, how)
+        return _two_files(adata, other, treatment, modalities, layer, obsm, pairs, how, columns)
     check_anndata("adata", adata)
     for name, value in (("obsm", obsm), ("pairs", pairs)):
         if value is not None:
@@ -78,6 +82,9 @@ def from_anndata(
     if not isinstance(treatment, str):
         raise ValueError(f"treatment: expected one column of obs for one file, got {listed(treatment)}")
     names, values = np.asarray(adata.obs_names), labels_of(adata.obs, treatment, "obs")
+    further = read_further(
+        columns.of(0, one_file=True), lambda name, argument: labels_of(adata.obs, name, "obs", argument=argument)
+    )
     kinds = list(dict.fromkeys(feature_types(adata).tolist()))
     if modalities is None:
         if len(kinds) != 2:
@@ -98,7 +105,7 @@ def from_anndata(
             )
         origin = Origin(layer, None, name) if name in kinds else Origin(obsm=name)
         x, features = origin.read(adata, name)
-        sides.append(Side(name, treatment, origin, features, x, names, values))
+        sides.append(Side(name, treatment, origin, features, x, names, values, further))
     return loaded((sides[0], sides[1]), np.arange(len(names)), how)
 
 
@@ -115,6 +122,7 @@ def from_mudata(
     treatments: Sequence[str] | None = None,
     min_cells: int = 1,
     pairs: bool | None = None,
+    columns: Columns = Columns(),
 ) -> Loaded:
     """Takes two modalities of a MuData, of the same cells, of others, or of some of both.
 
@@ -132,6 +140,7 @@ def from_mudata(
         min_cells: see `from_anndata`.
         pairs: False where cells of the same name are different cells: no pair is known. By default they are one
             cell, with a warning if all their names are plain numbers; True leaves the warning out.
+        columns: see `from_anndata`.
 
     Returns:
         As `from_anndata`; the modalities need not have the same cells or treatments.
@@ -147,12 +156,14 @@ def from_mudata(
     if modalities is None and len(mdata.mod) != 2:
         raise ValueError(f"modalities: expected two of {listed(mdata.mod)}")
     sides = []
-    for name in _two(tuple(mdata.mod) if modalities is None else modalities):
+    for place, name in enumerate(_two(tuple(mdata.mod) if modalities is None else modalities)):
         if name not in mdata.mod:
             raise ValueError(f"modalities: expected names in {listed(mdata.mod)}, got {name!r}")
         check_anndata(f"modality {name!r}", mdata.mod[name])
         labels = labels_in(mdata, name, treatment)
-        sides.append(_side(mdata.mod[name], name, treatment, Origin(layer), labels))
+        read = functools.partial(labels_in, mdata, name)
+        further = read_further(columns.of(place), lambda column, argument, read=read: read(column, argument=argument))
+        sides.append(_side(mdata.mod[name], name, treatment, Origin(layer), labels, further))
     pair = _pairs(sides, pairs)
     if pairs is None:
         note_numbers(sides[0].cells[pair >= 0])
@@ -179,23 +190,25 @@ def _two_files(
     obsm: str | Sequence[str | None] | None,
     pairs: bool | None,
     how: Reading,
+    columns: Columns,
 ) -> Loaded:
     """Each file is a modality."""
-    columns = (treatment, treatment) if isinstance(treatment, str) else tuple(treatment)
+    treatments = (treatment, treatment) if isinstance(treatment, str) else tuple(treatment)
     arrays = (obsm, obsm) if obsm is None or isinstance(obsm, str) else tuple(obsm)
-    for argument, found in (("treatment", columns), ("obsm", arrays)):
+    for argument, found in (("treatment", treatments), ("obsm", arrays)):
         if len(found) != 2:
             raise ValueError(f"{argument}: expected one name, or one for each of two files, got {listed(found)}")
     if layer is not None and None not in arrays:
         raise ValueError(f"layer, obsm: expected one of them, got layer {layer!r} and obsm {listed(arrays)}")
     sides = []
-    for argument, adata, name, column, array in zip(
-        ("adata", "other"), (one, other), _two(modalities or ("a", "b")), columns, arrays, strict=True
+    for place, (argument, adata, name, column, array) in enumerate(
+        zip(("adata", "other"), (one, other), _two(modalities or ("a", "b")), treatments, arrays, strict=True)
     ):
         check_anndata(argument, adata)
         origin = Origin(obsm=array) if array is not None else Origin(layer)
-        labels = labels_of(adata.obs, column, f"obs of {name!r}")
-        sides.append(_side(adata, name, column, origin, labels))
+        read = functools.partial(labels_of, adata.obs, where=f"obs of {name!r}")
+        further = read_further(columns.of(place), lambda column, argument, read=read: read(column, argument=argument))
+        sides.append(_side(adata, name, column, origin, read(column), further))
     pair = _pairs(sides, pairs)
     if pairs is None and (count := int((pair >= 0).sum())):
         warnings.warn(
@@ -207,9 +220,9 @@ def _two_files(
     return loaded((sides[0], sides[1]), pair, how)
 
 
-def _side(adata: Any, name: str, treatment: str, origin: Origin, labels: np.ndarray) -> Side:
+def _side(adata: Any, name: str, treatment: str, origin: Origin, labels: np.ndarray, further: Further) -> Side:
     x, features = origin.read(adata, name)
-    return Side(name, treatment, origin, features, x, np.asarray(adata.obs_names), labels)
+    return Side(name, treatment, origin, features, x, np.asarray(adata.obs_names), labels, further)
 
 
 def _pairs(sides: list[Side], pairs: bool | None) -> np.ndarray:

@@ -64,29 +64,29 @@ def column(table: Any, name: str, argument: str, where: str, also: str = "") -> 
     return table[name]
 
 
-def labels_of(obs: Any, treatment: str, where: str, also: str = "") -> np.ndarray:
+def labels_of(obs: Any, name: str, where: str, also: str = "", *, argument: str = "treatment") -> np.ndarray:
     """The label of each cell, to be compared as `labels.encode` does; None where there is none."""
-    keys = keys_of(f"treatment {treatment!r}", column(obs, treatment, "treatment", where, also))
+    keys = keys_of(f"{argument} {name!r}", column(obs, name, argument, where, also))
     found = np.empty(len(keys), object)
     found[:] = [None if is_missing(key) else key for key in keys]
     return found
 
 
-def labels_in(mdata: Any, modality: str, treatment: str) -> np.ndarray:
+def labels_in(mdata: Any, modality: str, name: str, *, argument: str = "treatment") -> np.ndarray:
     """The label of each cell of a modality, of its own table or else of the common one."""
     adata, common = mdata.mod[modality], mdata.obs
     where = f"obs of modality {modality!r}"
-    if treatment in adata.obs or treatment not in common:
+    if name in adata.obs or name not in common:
         also = f" nor in the common obs {listed(common.columns)}" if len(common.columns) else ""
-        return labels_of(adata.obs, treatment, where, also)
+        return labels_of(adata.obs, name, where, also, argument=argument)
     gone = adata.obs_names[~adata.obs_names.isin(common.index)]
     if len(gone) or not common.index.is_unique:
         got = f"none for {len(gone)} of {adata.n_obs} ({some(gone)})" if len(gone) else "some names twice"
         raise ValueError(
             f"mdata.obs: expected a row for each cell of modality {modality!r}, got {got}: it is out of date; "
-            f"put {treatment!r} into the obs of each modality, or call mdata.update() before it is set"
+            f"put {name!r} into the obs of each modality, or call mdata.update() before it is set"
         )
-    return labels_of(common.loc[adata.obs_names], treatment, "the common obs")
+    return labels_of(common.loc[adata.obs_names], name, "the common obs", argument=argument)
 
 
 def check_measured(names: list[str], features: list[Any], pair: np.ndarray, treatment: str) -> None:

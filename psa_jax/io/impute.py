@@ -98,7 +98,10 @@ def impute_from(alignment: Alignment, loaded: Loaded, a: Any, source: Any) -> An
     rest[rows] = ~np.isfinite(mean[rows]).all(axis=1)
     if rest.any() and extends(alignment.projection.coupling):
         x = loaded.preparations[0].prepare(a[rest])
-        found = alignment.predict(x, y=source.X)
+        t = np.full(a.n_obs, -1)  # what was matched and is too far is mixed; of what was not, the stratum may tell
+        matched = np.minimum(np.asarray(alignment.groups.sizes_a), np.asarray(alignment.groups.sizes_b)) > 0
+        t[rows] = np.where(matched[np.asarray(loaded.data.a.t)], -1, loaded.data.a.t)
+        found = alignment.predict(x, t[rest], y=source.X)
         mean[rest], std[rest] = found.values, found.std
         scores[rest] = np.where(np.isnan(scores[rest]), alignment.score_a(jnp.asarray(x)), scores[rest])
     return _annotated(alignment, source, a, mean, std, scores, rest)
@@ -112,6 +115,7 @@ def impute_new(
     adata: Any,
     *,
     treatment: str | None = None,
+    within: str | None = None,
     fill_missing: bool = False,
 ) -> Any:
     """Features of b for new cells of a, by an alignment that is there.
@@ -123,6 +127,8 @@ def impute_new(
         adata: the new cells.
         treatment: the column of `obs` with their treatments, by the names of `alignment.names`. Cells without one, or
             with one that was not matched, are imputed by mixing treatments; so are all cells if this is None.
+        within: the column with their strata, for an alignment of stratified cells. Those without one are imputed
+            by mixing the strata of their treatment, and marked.
         fill_missing: see `Preparation.prepare`.
 
     Returns:
@@ -132,7 +138,7 @@ def impute_new(
         ValueError: features missing, no such column.
     """
     check_anndata("adata", adata)
-    t = codes_of(alignment, adata, treatment)
+    t = codes_of(alignment, adata, treatment, within)
     x = preparation.prepare(adata, fill_missing=fill_missing)
     found = alignment.predict(x, t, y=source.X)
     scores = np.asarray(alignment.score_a(jnp.asarray(x)))
@@ -141,12 +147,25 @@ def impute_new(
     )
 
 
-def codes_of(alignment: Alignment, adata: Any, treatment: str | None) -> np.ndarray:
-    """The treatment code of each cell, -1 where there is none or the alignment does not know it."""
-    if treatment is None:
+def codes_of(alignment: Alignment, adata: Any, treatment: str | None, within: str | None = None) -> np.ndarray:
+    """The treatment code of each cell, -1 where there is none or the alignment does not know it.
+
+    Of an alignment of stratified cells the codes of treatment and stratum `[cells, 2]`.
+    """
+    t = _codes(adata, "treatment", treatment, alignment.treatments)
+    if alignment.strata is None:
+        if within is not None:
+            raise ValueError(f"within: expected none, as the cells that were aligned had no strata, got {within!r}")
+        return t
+    return np.stack([t, _codes(adata, "within", within, alignment.strata.names)], axis=1)
+
+
+def _codes(adata: Any, argument: str, name: str | None, names: tuple[str, ...]) -> np.ndarray:
+    """The code of each cell's label in a column, -1 where there is none of these names."""
+    if name is None:
         return np.full(adata.n_obs, -1)
-    keys = keys_of(f"treatment {treatment!r}", column(adata.obs, treatment, "treatment", "obs"))
-    code = {name: i for i, name in enumerate(alignment.names or ())}
+    keys = keys_of(f"{argument} {name!r}", column(adata.obs, name, argument, "obs"))
+    code = {name: i for i, name in enumerate(names)}
     return np.array([-1 if is_missing(key) else code.get(str(key), -1) for key in keys])
 
 
@@ -164,12 +183,12 @@ def _annotated(
 
     assert alignment.projection is not None
     assert alignment.scorer_a is not None
-    found, names = alignment.projection.evidence, alignment.names
+    found, names = alignment.projection.evidence, alignment.treatments
     columns = np.asarray(alignment.scorer_a.treatments).tolist()
     about = {
         "version": psa_jax.__version__,
         **{name: str(value) for name, value in source.uns["psa"].items()},
-        "treatments": np.asarray([str(k) if names is None else names[k] for k in columns], object),
+        "treatments": np.asarray([names[k] for k in columns], object),
         "evidence_p_value": float(found.p_value),
         "mixed": int(mixed.sum()),
         "verdict": [f"{name}: {text}" for name, text in alignment.verdict()],

@@ -10,6 +10,8 @@ import numpy as np
 from psa_jax.data.counts import totals
 from psa_jax.data.labels import differing, names_of, ordered
 from psa_jax.data.samples import Modality, Truth, Unpaired, describe, validate
+from psa_jax.data.strata import stratified
+from psa_jax.io.columns import Further
 from psa_jax.io.containers import check_measured, check_pairs, listed
 from psa_jax.io.origin import Origin
 from psa_jax.io.prepare import Preparation, learn_preparation
@@ -24,12 +26,13 @@ class Loaded:
         data: what `align` takes.
         truth: cells present in both modalities, by name, are known pairs; -1 for the others. They stand in
             the order of the file: `shuffle` before anything that might depend on the order.
-        treatments: the name of each treatment code, sorted.
+        treatments: the name of each treatment code, sorted; of each treatment in each stratum where `Columns.within`
+            was asked for.
         modalities: the names of modalities a and b.
         cells_a: the name of each row of modality a.
         cells_b: the name of each row of modality b.
-        unlabelled: cells of a and of b that were left out because they have no treatment (asked for by
-            `drop_unlabelled`).
+        unlabelled: cells of a and of b that were left out because they have no treatment, or nothing in another column
+            that was asked for (`drop_unlabelled`).
         left_out: treatments that were left out (asked for by `treatments` or `min_cells`), each with its number of
             cells in a and in b.
         preparations: of a and of b, what was done to features; `prepare` does it to new cells.
@@ -140,6 +143,7 @@ class Side:
         x: `[cells, features]` as they stand in the file.
         cells: `[cells]` names.
         labels: `[cells]`, None where there is none.
+        further: by argument the name of another column and its labels.
     """
 
     name: str
@@ -149,17 +153,12 @@ class Side:
     x: Any
     cells: np.ndarray
     labels: np.ndarray
+    further: Further = dataclasses.field(default_factory=dict)
 
 
 def loaded(sides: tuple[Side, Side], pair: np.ndarray, how: Reading) -> Loaded:
     """Unpaired data of two sides; `pair` `[cells of a]` are cells of b, -1 for none, before any cell is left out."""
-    labelled = [np.array([label is not None for label in side.labels], bool) for side in sides]
-    for side, found in zip(sides, labelled, strict=True):
-        if not found.all() and not how.drop_unlabelled:
-            raise ValueError(
-                f"modality {side.name!r}: expected a {side.treatment!r} for every cell, got none for {(~found).sum()} "
-                f"of {found.size}, texts such as 'nan' among them (drop_unlabelled leaves them out)"
-            )
+    labelled = [_labelled(side, how) for side in sides]
     left_out = _left_out([side.labels for side in sides], how)
     if left_out and len(left_out) == len({label for side in sides for label in side.labels if label is not None}):
         largest = max(max(sizes) for sizes in left_out.values())
@@ -171,8 +170,6 @@ def loaded(sides: tuple[Side, Side], pair: np.ndarray, how: Reading) -> Loaded:
         for side, found in zip(sides, labelled, strict=True)
     ]
     used = [side.labels[kept] for side, kept in zip(sides, keep, strict=True)]
-    treatments = ordered([label for labels in used for label in labels])
-    names, code = names_of(treatments), {label: i for i, label in enumerate(treatments)}
     present = [set(labels) for labels in used]
     told = " and ".join(dict.fromkeys(side.treatment for side in sides))
     if all(present) and not present[0] & present[1]:
@@ -182,10 +179,18 @@ def loaded(sides: tuple[Side, Side], pair: np.ndarray, how: Reading) -> Loaded:
     called = [side.name for side in sides]
     check_pairs(called, sides[0].cells, [side.labels for side in sides], pair, told)
     check_measured(called, [side.x for side in sides], pair, told)
+    for argument, (column, labels) in sides[0].further.items():
+        check_pairs(called, sides[0].cells, [labels, sides[1].further[argument][1]], pair, column)
     features = [side.x if kept.all() else side.x[np.flatnonzero(kept)] for side, kept in zip(sides, keep, strict=True)]
-    codes = [jnp.asarray([code[label] for label in labels], jnp.int32) for labels in used]
+    codes, names = coded(used)
+    strata = None
+    if "within" in sides[0].further:
+        places, called_places = coded([side.further["within"][1][kept] for side, kept in zip(sides, keep, strict=True)])
+        codes, strata = stratified(names, called_places, *zip(codes, places, strict=True))
+        names = strata.labels
+    codes = [jnp.asarray(t, jnp.int32) for t in codes]
     sums = [Modality(jnp.asarray(totals(x)[:, None], jnp.float32), t) for x, t in zip(features, codes, strict=True)]
-    validate(Unpaired(sums[0], sums[1], len(treatments), names))
+    validate(Unpaired(sums[0], sums[1], len(names), names, strata))
     done = [
         learn_preparation(side.name, side.origin, side.features, x, how.num_components, as_is=how.as_is)
         for side, x in zip(sides, features, strict=True)
@@ -193,7 +198,7 @@ def loaded(sides: tuple[Side, Side], pair: np.ndarray, how: Reading) -> Loaded:
     a, b = (Modality(jnp.asarray(x, jnp.float32), t) for (_, x), t in zip(done, codes, strict=True))
     place = np.append(np.where(keep[1], np.cumsum(keep[1]) - 1, -1), -1)
     return Loaded(
-        data=Unpaired(a, b, len(treatments), names),
+        data=Unpaired(a, b, len(names), names, strata),
         truth=Truth(jnp.asarray(place[pair[keep[0]]], jnp.int32)),
         treatments=names,
         modalities=(called[0], called[1]),
@@ -203,6 +208,27 @@ def loaded(sides: tuple[Side, Side], pair: np.ndarray, how: Reading) -> Loaded:
         left_out=tuple((str(label), *counts) for label, counts in left_out.items()),
         preparations=(done[0][0], done[1][0]),
     )
+
+
+def coded(sides: list[np.ndarray]) -> tuple[list[np.ndarray], tuple[str, ...]]:
+    """Labels of all sides together as codes, and the name of each code."""
+    order = ordered([label for labels in sides for label in labels])
+    code = {label: i for i, label in enumerate(order)}
+    return [np.array([code[label] for label in labels], np.int32) for labels in sides], names_of(order)
+
+
+def _labelled(side: Side, how: Reading) -> np.ndarray:
+    """Which cells have a label in every column asked for; a `ValueError` unless all have or may be left out."""
+    kept = np.ones(len(side.cells), bool)
+    for column, labels in ((side.treatment, side.labels), *side.further.values()):
+        found = np.array([label is not None for label in labels], bool)
+        if not found.all() and not how.drop_unlabelled:
+            raise ValueError(
+                f"modality {side.name!r}: expected a {column!r} for every cell, got none for {(~found).sum()} "
+                f"of {found.size}, texts such as 'nan' among them (drop_unlabelled leaves them out)"
+            )
+        kept &= found
+    return kept
 
 
 def _left_out(labels: list[np.ndarray], how: Reading) -> dict[Any, tuple[int, int]]:

@@ -43,7 +43,8 @@ def to_mudata(alignment: Alignment, loaded: Loaded, *, treatment: str = "treatme
         treatment: name of the column of treatments.
 
     Returns:
-        Features as aligned in `X`; in `obs` the treatment and `psa_status` (see `status`); in `obsm` the
+        Features as aligned in `X`; in `obs` the treatment (and the stratum, `psa_within`, of stratified cells) and
+        `psa_status` (see `status`); in `obsm` the
         scores (`psa_scores`) and the other modality's features by `alignment.project` (`psa_` and its name; NaN for
         cells without a partner), or by its coupling where it was made by hand.
 
@@ -73,7 +74,12 @@ def to_mudata(alignment: Alignment, loaded: Loaded, *, treatment: str = "treatme
     out = {}
     for name, (own, cells, scores, other, projected) in sides.items():
         t = np.asarray(own.t)
-        obs = pd.DataFrame({treatment: names[t], "psa_status": states[t]}, index=pd.Index(cells, dtype=object))
+        labels = {treatment: names[t]}
+        if data.strata is not None:
+            drug, place = data.strata.split(t)
+            labels = {treatment: np.asarray(data.strata.treatments)[drug]}
+            labels["psa_within"] = np.asarray(data.strata.names)[place]
+        obs = pd.DataFrame({**labels, "psa_status": states[t]}, index=pd.Index(cells, dtype=object))
         obsm: dict[str, Any] = {"psa_scores": np.asarray(scores), f"psa_{other}": np.asarray(projected)}
         var = pd.DataFrame(index=pd.Index([f"{name}_{i}" for i in range(own.x.shape[1])], dtype=object))
         out[name] = anndata.AnnData(np.asarray(own.x), obs=obs, var=var, obsm=obsm)
