@@ -8,7 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from psa_jax.align.new import Prediction, dense, matched_codes, partners, predicted, weighed
+from psa_jax.align.new import Prediction, checked_batch, dense, matched_codes, partners, predicted, weighed
 from psa_jax.align.told import facts
 from psa_jax.arguments import numbers
 from psa_jax.coupling.blocked import Blocked
@@ -16,15 +16,15 @@ from psa_jax.coupling.coupling import Coupling
 from psa_jax.data.groups import Groups
 from psa_jax.data.strata import Strata
 from psa_jax.judge.projection import Projection
-from psa_jax.judge.refinement import Refined, Refinement
+from psa_jax.judge.refinement import Refinement
 from psa_jax.judge.verdict import verdict
 from psa_jax.match.extend import extend
 from psa_jax.metrics.pairs import project
+from psa_jax.propensity.batches import row_of
 from psa_jax.propensity.calibration import Calibration
-from psa_jax.propensity.learn import Representation
 from psa_jax.propensity.loop import Fitted
 from psa_jax.propensity.scorer import Scorer
-from psa_jax.types import Array, Float, Int, float_dtype, pytree, static
+from psa_jax.types import Array, Bool, Float, Int, float_dtype, pytree, static
 
 FILE = "alignment.npz"
 
@@ -56,6 +56,7 @@ class Alignment:
         refined_a: how scores of modality a were refined by the other's (see `psa.refine`); None where they were not.
         refined_b: the same of modality b.
         strata: static; the treatment and the stratum of each code, as the data have them, or None.
+        batches: static; the names of the codes of batches, as the data have them, or None.
     """
 
     coupling: Blocked | Coupling
@@ -75,6 +76,7 @@ class Alignment:
     refined_a: Refinement | None = None
     refined_b: Refinement | None = None
     strata: Strata | None = static(default=None)
+    batches: tuple[str, ...] | None = static(default=None)
 
     @property
     def treatments(self) -> tuple[str, ...]:
@@ -104,10 +106,16 @@ class Alignment:
             self.refined_b,
             self.refined_a,
             self.strata,
+            self.batches,
         )
 
     def project(
-        self, y: Float[Array, "m ..."], *, x: Float[Array, "k ..."] | None = None, t: Int[Array, " k"] | None = None
+        self,
+        y: Float[Array, "m ..."],
+        *,
+        x: Float[Array, "k ..."] | None = None,
+        t: Int[Array, " k"] | None = None,
+        batch: Int[Array, " k"] | None = None,
     ) -> Float[Array, "n ..."]:
         """What values of b are to be expected for each sample of a: `E[y | i]`, as far as labels let it be believed.
 
@@ -121,6 +129,7 @@ class Alignment:
             y: `[m, ...]` values of the samples of b that were aligned, such as `data.b.x`; may be sparse or a table.
             x: `[k, ...]` new samples of a, to project for instead of those that were aligned; `sinkhorn` only.
             t: `[k]` their treatments.
+            batch: `[k]` their batches, see `score_a`.
 
         Returns:
             `[n, ...]`, or `[k, ...]`. NaN for samples whose treatment b does not have. Open to `jit` and `grad` in `y`.
@@ -132,14 +141,14 @@ class Alignment:
         if (x is None) != (t is None):
             raise ValueError("x, t: expected features and treatments of new samples, got only one of them")
         if x is not None:
-            law = extend(law, self.score_a(x), t)
+            law = extend(law, self.score_a(x, batch), t)
         y = numbers("y", dense(y))
         if y.ndim < 1 or y.shape[0] != law.shape[1]:
             raise ValueError(f"y: expected {law.shape[1]} values, one for each sample of b, got shape {y.shape}")
         out = project(law, y.reshape(y.shape[0], -1).astype(float_dtype(y)))
         return out.reshape(-1, *y.shape[1:])
 
-    def predict(self, x: Any, t: Any = None, *, y: Any) -> Prediction:
+    def predict(self, x: Any, t: Any = None, *, y: Any, batch: Any = None) -> Prediction:
         """What to expect of `y` for new samples of a, also of those whose treatment is not known. On the host.
 
         As `project(y, x=x, t=t)`. A sample without a treatment, or with one that b does not have, is projected within
@@ -151,9 +160,11 @@ class Alignment:
                 `[k, 2]` treatment and stratum, each -1 where not known: of several strata the projections are
                 averaged, by how many samples of the treatment each has.
             y: `[m, ...]` values of the samples of b that were aligned; may be sparse or a table.
+            batch: `[k]` their batches, see `score_a`.
 
         Returns:
-            Mean, deviation, and which samples were `mixed`. NaN for samples too far from all that was aligned.
+            Mean, deviation, which samples were `mixed`, and which have a `new_batch`. NaN for samples too far from all
+            that was aligned.
 
         Raises:
             ValueError: an alignment made by hand, or by another matcher than `sinkhorn`; other features, `y` or `t` of
@@ -163,14 +174,20 @@ class Alignment:
         x, y = numbers("x", dense(x)), y if hasattr(y, "toarray") else np.asarray(numbers("y", y))
         if y.ndim < 1 or y.shape[0] != law.shape[1]:
             raise ValueError(f"y: expected {law.shape[1]} values, one for each sample of b, got shape {y.shape}")
-        t, weights, treatments = self._treatments(x, t)
+        t, weights, treatments = self._treatments(x, t, batch)
         flat = y if y.ndim == 2 else y.reshape(y.shape[0], -1)
-        mean, std = predicted(law, self.score_a(x), weights, treatments, t, flat)
+        mean, std = predicted(law, self.score_a(x, batch), weights, treatments, t, flat)
         shape = (x.shape[0], *y.shape[1:])
-        return Prediction(jnp.asarray(mean).reshape(shape), jnp.asarray(std).reshape(shape), jnp.asarray(t < 0))
+        moments = jnp.asarray(mean).reshape(shape), jnp.asarray(std).reshape(shape)
+        return Prediction(*moments, jnp.asarray(t < 0), self.new_batch(x.shape[0], batch))
 
-    def partners(self, x: Any, t: Any = None, *, k: int = 5) -> tuple[np.ndarray, np.ndarray]:
-        """The `k` most probable partners of new samples of a, by the law of pairs; `x`, `t` and errors as `predict`.
+    def new_batch(self, k: int, batch: Any = None) -> Bool[Array, " k"] | None:
+        """Which of `k` new samples of a have a batch that classifiers have not seen, or none; None without batches."""
+        seen = None if self.scorer_a is None else self.scorer_a.batches
+        return None if seen is None else row_of(checked_batch(batch, k), seen, k) == seen.shape[0]
+
+    def partners(self, x: Any, t: Any = None, *, k: int = 5, batch: Any = None) -> tuple[np.ndarray, np.ndarray]:
+        """The `k` most probable partners of new samples of a, by the law of pairs; arguments and errors as `predict`.
 
         Returns:
             Probabilities and samples of b `[n, k]`; 0 and -1 where there are fewer.
@@ -180,21 +197,22 @@ class Alignment:
         if not isinstance(k, int | np.integer) or k < 1:
             raise ValueError(f"k: expected an integer of at least 1, got {k!r}")
         x = numbers("x", dense(x))
-        t, weights, treatments = self._treatments(x, t)
-        return partners(self.coupling, self.score_a(x), weights, treatments, t, k)
+        t, weights, treatments = self._treatments(x, t, batch)
+        return partners(self.coupling, self.score_a(x, batch), weights, treatments, t, k)
 
     def _law(self) -> Blocked:
         if self.projection is None:
             raise ValueError("projection: expected one, as `align` makes it, got None")
         return self.projection.law
 
-    def _treatments(self, x: Array, t: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _treatments(self, x: Array, t: Any, batch: Any = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Codes of new samples, -1 where none was matched; propensities `[k, T]` of the treatments `[T]` that were."""
         if self.scorer_a is None:
             raise ValueError("scorer_a: expected one, as `align` makes it, got None")
         sizes = np.asarray(self.groups.sizes_a), np.asarray(self.groups.sizes_b)
         found = matched_codes(t, x.shape[0], np.minimum(*sizes), self.strata)
-        chance = self.scorer_a.propensities(self.fitted_a.params, x, self.fitted_a.history.best_epoch.ndim)
+        batch, axes = checked_batch(batch, x.shape[0]), self.fitted_a.history.best_epoch.ndim
+        chance = self.scorer_a.propensities(self.fitted_a.params, x, axes, batch)
         return found, *weighed(np.asarray(chance), np.asarray(self.scorer_a.treatments), t, *sizes, self.strata)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
@@ -207,20 +225,25 @@ class Alignment:
         """Reads what `save` wrote. (Models and matchers of one's own are given to `psa_jax.io.load_alignment`.)"""
         return _files().load_alignment(os.path.join(folder, FILE))
 
-    def score_a(self, x: Float[Array, "k ..."]) -> Float[Array, "k d"]:
+    def score_a(self, x: Float[Array, "k ..."], batch: Int[Array, " k"] | None = None) -> Float[Array, "k d"]:
         """Scores new samples of modality a `[k, ...]`, for `extend`. Open to `jit` and `grad`.
 
         Every classifier has a say: logits are averaged over members and, without a query, over folds (the aligned
         samples themselves were scored by the one fold that had not seen them).
 
-        Raises:
-            ValueError: other features, or an alignment without a scorer.
-        """
-        return _score("scorer_a", self.scorer_a, self.fitted_a, self.refined_a, x)
+        Args:
+            x: `[k, ...]` new samples, prepared as those that were aligned.
+            batch: `[k]` codes of their batches, as in the data, where these had some. Samples of another one, -1 say,
+                and all if this is None, are scored as of no batch, by the treatments' frequencies overall.
 
-    def score_b(self, x: Float[Array, "k ..."]) -> Float[Array, "k d"]:
+        Raises:
+            ValueError: other features, batches that are none, or an alignment without a scorer.
+        """
+        return _score("scorer_a", self.scorer_a, self.fitted_a, self.refined_a, x, batch)
+
+    def score_b(self, x: Float[Array, "k ..."], batch: Int[Array, " k"] | None = None) -> Float[Array, "k d"]:
         """Scores new samples of modality b, as `score_a`."""
-        return _score("scorer_b", self.scorer_b, self.fitted_b, self.refined_b, x)
+        return _score("scorer_b", self.scorer_b, self.fitted_b, self.refined_b, x, batch)
 
     def verdict(self) -> list[tuple[str, str]]:
         """What to believe, in words that name treatments: the evidence, how much `project` believes, what could help.
@@ -252,46 +275,17 @@ class Alignment:
         return facts(self.coupling, self.groups, sides, self.names, self.strata) + self.verdict()
 
 
-def joined(
-    coupling: Blocked,
-    groups: Groups,
-    a: Representation,
-    b: Representation,
-    names: tuple[str, ...] | None,
-    projection: Projection | None = None,
-    refined: Refined | None = None,
-    strata: Strata | None = None,
-) -> Alignment:
-    """The alignment of two modalities that were learnt and matched."""
-    return Alignment(
-        coupling,
-        groups,
-        a.scores if refined is None else refined.u,
-        b.scores if refined is None else refined.v,
-        a.fitted,
-        b.fitted,
-        a.calibration,
-        b.calibration,
-        a.member_scores,
-        b.member_scores,
-        a.scorer,
-        b.scorer,
-        names,
-        projection,
-        None if refined is None else refined.a,
-        None if refined is None else refined.b,
-        strata,
-    )
-
-
 def _files() -> Any:
     """The room of files, which stands above this one and is entered only to read or write."""
     return importlib.import_module("psa_jax.io.alignments")
 
 
-def _score(name: str, scorer: Scorer | None, fitted: Fitted, refined: Refinement | None, x: Array) -> Array:
+def _score(name: str, scorer: Scorer | None, fitted: Fitted, refined: Refinement | None, x: Array, batch: Any) -> Array:
     if scorer is None:
         raise ValueError(f"{name}: expected one, as `align` makes it, got None")
     x = numbers("x", dense(x))
-    u = scorer.score(fitted.params, x, fitted.history.best_epoch.ndim)
+    batch = checked_batch(batch, x.shape[0])
+    if batch is not None and scorer.batches is None:
+        raise ValueError("batch: expected none, as the samples that were aligned had none, got some")
+    u = scorer.score(fitted.params, x, fitted.history.best_epoch.ndim, batch)
     return u if refined is None else refined(u, x)

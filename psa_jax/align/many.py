@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 import jax
 import numpy as np
 
-from psa_jax.align.alignment import Alignment, joined
-from psa_jax.align.pipeline import check_matcher, warn
+from psa_jax.align.alignment import Alignment
+from psa_jax.align.pipeline import check_matcher, joined, warn
 from psa_jax.arguments import checked
 from psa_jax.coupling.blocked import Blocked
 from psa_jax.coupling.chain import Chained, chain

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -26,11 +27,13 @@ class Prediction:
         std: `[n, ...]` how far the values of its possible partners spread.
         mixed: `[n]` samples whose treatment is unknown, or has no partner: all treatments count, as probable as the
             classifier holds them to be. Of stratified data, also those whose stratum is.
+        new_batch: `[n]` samples of a batch that classifiers have not seen, or of none; None where data had no batches.
     """
 
     values: Float[Array, "n ..."]
     std: Float[Array, "n ..."]
     mixed: Bool[Array, " n"]
+    new_batch: Bool[Array, " n"] | None = None
 
     def __repr__(self) -> str:
         """One line."""
@@ -41,6 +44,16 @@ class Prediction:
 def dense(x: Any) -> Any:
     """What is sparse as an array, all else as it is."""
     return x.toarray() if hasattr(x, "toarray") else x
+
+
+def checked_batch(batch: Any, k: int) -> Array | None:
+    """Codes `[k]` of batches, or None; a `ValueError` if they are none."""
+    if batch is None:
+        return None
+    batch = batch if isinstance(batch, jax.Array) else np.asarray(batch)
+    if batch.shape != (k,) or batch.dtype.kind not in "iu":
+        raise ValueError(f"batch: expected {k} integers, one for each sample, got {batch.dtype} {batch.shape}")
+    return jnp.asarray(batch, jnp.int32)
 
 
 def matched_codes(t: Any, k: int, sizes: np.ndarray, strata: Strata | None = None) -> np.ndarray:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from psa_jax.align.alignment import Alignment, AlignmentWarning, joined
+from psa_jax.align.alignment import Alignment, AlignmentWarning
 from psa_jax.arguments import checked
 from psa_jax.coupling.blocked import Blocked
 from psa_jax.coupling.coupling import Coupling
@@ -19,14 +19,14 @@ from psa_jax.data.labels import listed
 from psa_jax.data.samples import Unpaired, check_like, on_host, validate
 from psa_jax.data.split import split
 from psa_jax.devices import check_mesh
-from psa_jax.judge.projection import fit_projection
-from psa_jax.judge.refinement import refine
+from psa_jax.judge.projection import Projection, fit_projection
+from psa_jax.judge.refinement import Refined, refine
 from psa_jax.match import sinkhorn
 from psa_jax.match.blockwise import blockwise
 from psa_jax.match.eot import MAX_ROUNDING
 from psa_jax.match.features import takes_features, with_features
 from psa_jax.progress import Progress, watching
-from psa_jax.propensity.learn import classifier, learn, settled
+from psa_jax.propensity.learn import Representation, classifier, learn, settled
 from psa_jax.propensity.learner import Learner, check_learner
 from psa_jax.types import Array, KeyArray
 
@@ -53,7 +53,8 @@ def align(
     that memorised labels cannot leak into the scores. Scores are calibrated by temperature, freed of their treatment
     frequencies, and restricted to the treatments that both modalities of `data` have. Where `data` are stratified
     (`Unpaired.from_labels(..., within_a=, within_b=)`) classifiers learn the treatment, and all after them goes by
-    treatment and stratum.
+    treatment and stratum. Where samples have a batch (`batch_a=`, `batch_b=`) classifiers see it, and the frequencies
+    that scores are freed of are those within it.
 
     It runs on the host and compiles what it calls; each stage is a function of its own (`fit`, `crossfit`,
     `propensity`, `group`, `blockwise`) to build something else from.
@@ -162,7 +163,40 @@ def align(
         )
         watch.advance()
     groups = groups if mesh is None else deal(groups, mesh.size)  # as the coupling's blocks are
-    return joined(coupling, groups, side_a, side_b, data.names, projection, refined, data.strata)
+    return joined(coupling, groups, side_a, side_b, data.names, data, projection, refined)
+
+
+def joined(
+    coupling: Blocked,
+    groups: Groups,
+    a: Representation,
+    b: Representation,
+    names: tuple[str, ...] | None,
+    data: Unpaired | None = None,
+    projection: Projection | None = None,
+    refined: Refined | None = None,
+) -> Alignment:
+    """The alignment of two modalities that were learnt and matched; `data` tell of strata and batches."""
+    return Alignment(
+        coupling,
+        groups,
+        a.scores if refined is None else refined.u,
+        b.scores if refined is None else refined.v,
+        a.fitted,
+        b.fitted,
+        a.calibration,
+        b.calibration,
+        a.member_scores,
+        b.member_scores,
+        a.scorer,
+        b.scorer,
+        names,
+        projection,
+        None if refined is None else refined.a,
+        None if refined is None else refined.b,
+        None if data is None else data.strata,
+        None if data is None else data.batches,
+    )
 
 
 def _check(data: Unpaired, query: Unpaired | None, valid: Unpaired | None) -> None:

@@ -52,6 +52,18 @@ def codes(name: str, t: Any, num_treatments: int) -> np.ndarray:
     return t.astype(np.int64)
 
 
+def check_batch(name: str, batch: Any, n: int, names: tuple[str, ...] | None) -> None:
+    """Raises a `ValueError` that says `name` unless it is None or `[n]` integers from 0 up that have names. Host."""
+    if batch is None:
+        return
+    found = np.asarray(batch)
+    if found.shape != (n,) or found.dtype.kind not in "iu":
+        raise ValueError(f"{name}: expected integers [{n}], one for each sample, got {found.dtype} {found.shape}")
+    if n and (found.min() < 0 or found.max() >= (MOST_CODES if names is None else len(names))):
+        most = "below a million" if names is None else f"in [0, {len(names)}), as there are names"
+        raise ValueError(f"{name}: expected codes from 0 up {most}, got {found.min()} to {found.max()}")
+
+
 def members_of(t: np.ndarray, num_treatments: int) -> list[np.ndarray]:
     """The ids of each treatment, in ascending order."""
     order = np.argsort(t, kind="stable")

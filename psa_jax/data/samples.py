@@ -6,7 +6,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from psa_jax.data.codes import codes
+from psa_jax.data.codes import check_batch, codes
+from psa_jax.data.features import features
 from psa_jax.data.labels import encode
 from psa_jax.data.strata import Strata, stratified
 from psa_jax.types import Array, Float, Int, known, pytree, static
@@ -21,10 +22,13 @@ class Modality:
     Attributes:
         x: features `[n, ...]`, float.
         t: treatment codes `[n]`, integers in `[0, num_treatments)`; of stratified data the codes of `Strata`.
+        batch: `[n]` integers from 0 up, what each sample came in (donor, day), or None: classifiers see it beside the
+            features, and how often treatments were given in it is divided out of the scores.
     """
 
     x: Float[Array, "n ..."]
     t: Int[Array, " n"]
+    batch: Int[Array, " n"] | None = None
 
     def __repr__(self) -> str:
         """One line."""
@@ -32,7 +36,7 @@ class Modality:
 
     def take(self, ids: Any) -> "Modality":
         """Some of the samples, by their numbers `[k]`."""
-        return Modality(self.x[ids], self.t[ids])
+        return Modality(self.x[ids], self.t[ids], None if self.batch is None else self.batch[ids])
 
 
 @pytree
@@ -46,6 +50,7 @@ class Unpaired:
         names: static; the name of each treatment code, or None. Whatever is made of these data says them.
         strata: static; what codes stand for where samples are matched within a further label, such as their plate, too;
             or None.
+        batches: static; the name of each code of `Modality.batch`, or None.
 
     Example:
         >>> x, y = jnp.ones((3, 2)), jnp.ones((4, 5))
@@ -64,10 +69,19 @@ class Unpaired:
     num_treatments: int = static()
     names: tuple[str, ...] | None = static(default=None)
     strata: Strata | None = static(default=None)
+    batches: tuple[str, ...] | None = static(default=None)
 
     @staticmethod
     def from_labels(
-        x_a: Any, labels_a: Any, x_b: Any, labels_b: Any, *, within_a: Any = None, within_b: Any = None
+        x_a: Any,
+        labels_a: Any,
+        x_b: Any,
+        labels_b: Any,
+        *,
+        within_a: Any = None,
+        within_b: Any = None,
+        batch_a: Any = None,
+        batch_b: Any = None,
     ) -> "Unpaired":
         """Unpaired data of samples whose treatments have labels of any kind; both modalities are coded together.
 
@@ -79,6 +93,8 @@ class Unpaired:
             within_a: `[n]` further labels of any kind, such as plates: samples are matched only with those that share
                 this label too. Classifiers go on to predict the treatment.
             within_b: `[m]` those of modality b; to be given if `within_a` is.
+            batch_a: `[n]` labels of any kind of what samples came in: see `Modality`. For vectors only.
+            batch_b: `[m]` those of modality b; either may be left out.
 
         Returns:
             The data, with the names of the treatments; numbers in their order, then texts in theirs.
@@ -98,8 +114,17 @@ class Unpaired:
             _check_length("within", (x_a, x_b), (s_a, s_b))
             (t_a, t_b), strata = stratified(names, places, (t_a, s_a), (t_b, s_b))
             names = strata.labels
-        a, b = Modality(x_a, jnp.asarray(t_a)), Modality(x_b, jnp.asarray(t_b))
-        return on_host(Unpaired(a, b, len(names), names, strata))
+        batch, batches = [None, None], None
+        if given := [side for side in (batch_a, batch_b) if side is not None]:
+            *found, batches = encode(given[0], given[-1], called="batch", shared=False)
+            batch = [None if side is None else each for side, each in zip((batch_a, batch_b), found, strict=True)]
+            for side, x, codes in zip("ab", (x_a, x_b), batch, strict=True):
+                check_batch(f"batch_{side}", codes, x.shape[0], batches)
+        a, b = (
+            Modality(x, jnp.asarray(t), None if codes is None else jnp.asarray(codes))
+            for x, t, codes in zip((x_a, x_b), (t_a, t_b), batch, strict=True)
+        )
+        return on_host(Unpaired(a, b, len(names), names, strata, batches))
 
     @property
     def taught(self) -> "Unpaired":
@@ -108,7 +133,8 @@ class Unpaired:
             return self
         of = jnp.asarray(self.strata.treatment, jnp.int32)
         a, b = (dataclasses.replace(side, t=of[side.t]) for side in (self.a, self.b))
-        return Unpaired(a, b, len(self.strata.treatments), self.strata.treatments)
+        names = self.strata.treatments
+        return dataclasses.replace(self, a=a, b=b, num_treatments=len(names), names=names, strata=None)
 
     def __repr__(self) -> str:
         """A few lines: sizes, and treatments by name."""
@@ -182,6 +208,7 @@ def validate(data: Unpaired) -> None:
             raise ValueError(
                 f"modality {name}: expected as many labels as samples, got {t.size} labels and {x.shape[0]} samples"
             )
+        check_batch(f"modality {name}: batch", modality.batch, x.shape[0], data.batches)
         if not np.issubdtype(x.dtype, np.floating) and not jnp.issubdtype(x.dtype, jnp.floating):
             raise ValueError(f"modality {name}: x: expected a float dtype, got {x.dtype}: give x.astype('float32')")
         bad = np.flatnonzero(~np.isfinite(x.reshape(x.shape[0], -1).astype(np.float64)).all(1))
@@ -199,7 +226,11 @@ def on_host(data: Unpaired) -> Unpaired:
     """The same data, checked by `validate`, with labels as int32 arrays whatever they came as."""
     validate(data)
     a, b = (
-        dataclasses.replace(side, x=jnp.asarray(features("x", side.x)), t=jnp.asarray(np.asarray(side.t), jnp.int32))
+        Modality(
+            jnp.asarray(features("x", side.x)),
+            jnp.asarray(np.asarray(side.t), jnp.int32),
+            None if side.batch is None else jnp.asarray(np.asarray(side.batch), jnp.int32),
+        )
         for side in (data.a, data.b)
     )
     names = None if data.names is None else tuple(map(str, data.names))
@@ -229,6 +260,8 @@ def check_like(name: str, other: Unpaired, data: Unpaired) -> None:
         ours, theirs = np.shape(getattr(data, side).x)[1:], np.shape(getattr(other, side).x)[1:]
         if ours != theirs:
             raise ValueError(f"{name}: modality {side}: expected features of shape {ours}, got {theirs}")
+        if getattr(other, side).batch is not None and getattr(data, side).batch is None:
+            raise ValueError(f"{name}: modality {side}: expected no batch, as data has none, got one")
 
 
 def check_truth(truth: Truth, n: int, m: int, data: Unpaired | None = None) -> None:
@@ -252,24 +285,6 @@ def check_truth(truth: Truth, n: int, m: int, data: Unpaired | None = None) -> N
                 f"truth.pair: expected pairs of one treatment each, got two treatments in {rows.size} of "
                 f"{(pair >= 0).sum()} (rows {told}): these are no pairs, -1 says so"
             )
-
-
-def features(name: str, x: Any) -> Any:
-    """Features as an array that is no table; a `ValueError` that says `name` and what to write if they are none."""
-    if hasattr(x, "iloc"):
-        x = x.to_numpy()
-    if hasattr(x, "toarray"):
-        raise ValueError(f"{name}: expected a dense array [n, ...], got a sparse one: give {name}.toarray()")
-    if not hasattr(x, "dtype"):
-        try:
-            x = np.asarray(x)
-        except ValueError as error:
-            raise ValueError(f"{name}: expected an array [n, ...], got {type(x).__name__} ({error})") from error
-    if x.dtype == object or not (np.issubdtype(x.dtype, np.number) or jnp.issubdtype(x.dtype, jnp.number)):
-        raise ValueError(f"{name}: expected numbers [n, ...], got {x.dtype} {tuple(x.shape)}")
-    if not x.shape:
-        raise ValueError(f"{name}: expected an array [n, ...], got one number")
-    return x
 
 
 def describe(side: Modality) -> str:

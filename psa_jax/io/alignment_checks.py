@@ -53,6 +53,12 @@ def check_description(meta: dict[str, Any], leaves: dict[str, Any]) -> None:
     strata = strata_of(meta)
     if strata is not None and len(strata.treatment) != leaves[".groups.sizes_a"].size:
         raise ValueError(f"strata: expected a combination for each code, got {len(strata.treatment)}")
+    batches = meta.get("batches")
+    if batches is not None and not each(batches, text):
+        raise ValueError(f"batches: expected names, got {str(batches)[:40]}")
+    for side in "ab":
+        if f".scorer_{side}.batches" in leaves and len(meta[f"features_{side}"]) != 1:
+            raise ValueError(f"features_{side}: expected vectors, as there are batches, got {meta[f'features_{side}']}")
     names = meta.get("names")
     if names is not None and not (each(names, text) and len(names) == leaves[".groups.sizes_a"].size):
         raise ValueError(f"names: expected one for each treatment, got {str(names)[:40]}")

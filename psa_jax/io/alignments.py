@@ -73,6 +73,7 @@ def save_alignment(path: str | os.PathLike[str], alignment: Alignment) -> None:
         **{f"model_{side}": describe(scorer.model) for side, scorer in zip("ab", scorers, strict=True) if scorer},
         "transform": _transform(scorers[0].transform),
         "names": None if alignment.names is None else list(alignment.names),
+        "batches": None if alignment.batches is None else list(alignment.batches),
         "strata": None if alignment.strata is None else dataclasses.asdict(alignment.strata),
         "projection": None
         if projection is None
@@ -150,6 +151,10 @@ def _like(
     def axes_of(side: str) -> tuple[int, ...]:
         return leaves[f".fitted_{side}.history.best_epoch"].shape
 
+    def batches(side: str) -> Any:
+        place = f".scorer_{side}.batches"
+        return like(place) if place in leaves else None
+
     def fitted(side: str, model: Model) -> Fitted:
         place, axes = f".fitted_{side}", axes_of(side)
         epochs = leaves[f"{place}.history.train_loss"].shape[len(axes) :][:1]
@@ -157,19 +162,23 @@ def _like(
         history = History(
             *(like(f"{place}.history.{name}", shapes.get(name, axes)) for name in History.__dataclass_fields__)
         )
-        x = jax.ShapeDtypeStruct((1, *meta[f"features_{side}"]), np.dtype(meta[f"dtype_{side}"]))
+        x: Any = jax.ShapeDtypeStruct((1, *meta[f"features_{side}"]), np.dtype(meta[f"dtype_{side}"]))
+        if (seen := batches(side)) is not None:
+            x = jax.ShapeDtypeStruct((1, x.shape[1] + seen.shape[0]), x.dtype)
         params = jax.eval_shape(model.init, jax.random.key(0), x)
         params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((*axes, *leaf.shape), leaf.dtype), params)
         return Fitted(params, history, like(f"{place}.unmatched", axes), model)
 
     def scorer(side: str, model: Model) -> Scorer:
         place, features = f".scorer_{side}", tuple(meta[f"features_{side}"])
-        prior = like(f"{place}.log_prior", (num_treatments,)) if f"{place}.log_prior" in leaves else None
+        seen = batches(side)
+        rows = () if seen is None else (seen.shape[0] + 1,)
+        prior = like(f"{place}.log_prior", (*rows, num_treatments)) if f"{place}.log_prior" in leaves else None
         warmth = f"{place}.transform.temperature"
         used = Tempered(like(warmth, ())) if isinstance(transform, Tempered) and warmth in leaves else transform
         return Scorer(
             like(f"{place}.temperature", ()), prior, like(f"{place}.treatments"), as_tree(used), features,
-            meta[f"dtype_{side}"], model,
+            meta[f"dtype_{side}"], model, seen,
         )  # fmt: skip
 
     def calibration(side: str) -> Calibration:
@@ -243,6 +252,7 @@ def _like(
         refined("a"),
         refined("b"),
         strata,
+        None if meta.get("batches") is None else tuple(meta["batches"]),
     )
 
 

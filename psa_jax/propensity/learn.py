@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from psa_jax.data.samples import Modality
 from psa_jax.progress import Watch
 from psa_jax.propensity.augment import as_tree
+from psa_jax.propensity.batches import augment_beside, batches_of, beside, log_prior_given, row_of
 from psa_jax.propensity.calibration import Calibration, calibration
 from psa_jax.propensity.crossfit import crossfit_members
 from psa_jax.propensity.fit import fit_ensemble, num_outputs
@@ -38,8 +39,9 @@ class Representation:
 
 def classifier(name: str, modality: Modality, num_treatments: int, learner: Learner) -> Model:
     """The learner's model, or the default one for such features; a `ValueError` if it does not fit them."""
-    model = learner.model or default_model(f"modality {name}: model", modality.x, num_treatments)
-    if (outputs := num_outputs(model, modality.x.shape[1:], modality.x.dtype)) != num_treatments:
+    x = beside(modality.x, modality.batch, batches_of(name, modality))
+    model = learner.model or default_model(f"modality {name}: model", x, num_treatments)
+    if (outputs := num_outputs(model, x.shape[1:], x.dtype)) != num_treatments:
         raise ValueError(
             f"modality {name}: model: expected {num_treatments} logits, one for each treatment, got {outputs}"
         )
@@ -78,6 +80,12 @@ def learn(
             scores that are not finite.
     """
     model = classifier(name, modality, num_treatments, learner)
+    batches, augment, features = batches_of(name, modality), learner.augment, modality.x.shape[1:]
+    if batches is not None:
+        augment = augment_beside(augment, features[0])
+    scored = modality if target is None else target
+    modality = _widened(modality, batches)
+    target, valid = (None if side is None else _widened(side, batches) for side in (target, valid))
     folds = learner.folds if target is None else 0
     trained = modality.x.shape[0] if not folds else modality.x.shape[0] * (folds - 2) // folds
     training = learner.training.annealed(max(trained, 1), judged=True)
@@ -87,7 +95,7 @@ def learn(
     keys = jax.random.split(key, learner.members)
     if target is None or valid is None:
         target_logits, _, fitted = crossfit_members(
-            keys, model, modality.x, modality.t, learner.folds, training, learner.augment, None, watch.on_epoch, mesh
+            keys, model, modality.x, modality.t, learner.folds, training, augment, None, watch.on_epoch, mesh
         )
         held_out, labels = None, modality.t
     else:
@@ -98,7 +106,7 @@ def learn(
             modality.t,
             valid=(valid.x, valid.t),
             training=training,
-            augment=learner.augment,
+            augment=augment,
             on_epoch=watch.on_epoch,
             mesh=mesh,
         )
@@ -109,9 +117,10 @@ def learn(
             f"modality {name}: expected training to converge, but the validation loss was never finite "
             "(is the augmentation or the learning rate too large?)"
         )
-    columns = jnp.asarray(shared)
+    columns, transform = jnp.asarray(shared), as_tree(learner.transform)
+    given = None if batches is None else (batches, modality.batch, scored.batch)
     scores, member_scores, calibrated, prior, finite = _scores(
-        target_logits, held_out, labels, modality.t, columns, as_tree(learner.transform), learner.divide_prior
+        target_logits, held_out, labels, modality.t, columns, transform, given, learner.divide_prior
     )
     bad = np.flatnonzero(~np.asarray(finite))
     if bad.size:
@@ -123,12 +132,18 @@ def learn(
         calibrated.temperature,
         prior,
         columns,
-        as_tree(learner.transform),
-        modality.x.shape[1:],
+        transform,
+        features,
         modality.x.dtype.name,
         model,
+        batches,
     )
     return Representation(scores, member_scores, fitted, calibrated, scorer)
+
+
+def _widened(side: Modality, batches: Array | None) -> Modality:
+    """The samples as classifiers see them, with their batch beside the features."""
+    return dataclasses.replace(side, x=beside(side.x, side.batch, batches))
 
 
 def settled(sides: Sequence[Representation]) -> list[Representation]:
@@ -163,16 +178,24 @@ def _scores(
     t: Array,
     columns: Array,
     transform: Callable[[Any], Any],
+    given: tuple[Array, Array, Array | None] | None,
     divide_prior: bool,
 ) -> tuple[Array, Array, Calibration, Array | None, Array]:
-    """Scores of the mean logits and of each member's, calibrated on those held out (on themselves if None)."""
+    """Scores of the mean logits and of each member's, calibrated on those held out (on themselves if None).
+
+    Treatments are as frequent as in `t`; `given` batches, those of `t` and those of the members' samples, as in these.
+    """
     mean = members.mean(0)
     found = calibration(mean if held_out is None else held_out.mean(0), labels)
-    prior = log_prior(t, members.shape[-1]) if divide_prior else None
+    prior = own = log_prior(t, members.shape[-1]) if divide_prior else None
+    if divide_prior and given is not None:
+        batches, trained, scored = given
+        prior = log_prior_given(t, trained, batches, members.shape[-1])
+        own = prior[row_of(scored, batches, members.shape[1])]
 
     def convert(logits: Array) -> Array:
         return from_logits(
-            logits, temperature=found.temperature, log_prior=prior, transform=transform, treatments=columns
+            logits, temperature=found.temperature, log_prior=own, transform=transform, treatments=columns
         )
 
     scores = convert(mean)

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 
+from psa_jax.propensity.batches import beside, row_of
 from psa_jax.propensity.model import Model, logits
 from psa_jax.propensity.scores import from_logits
 from psa_jax.types import Array, Float, Int, PyTree, pytree, static
@@ -17,45 +18,57 @@ class Scorer:
 
     Attributes:
         temperature: what the logits are divided by.
-        log_prior: `[K]` log treatment frequencies that are subtracted, or None.
+        log_prior: `[K]` log treatment frequencies that are subtracted, or None; with batches `[B + 1, K]`, those of
+            each and overall.
         treatments: `[d]` the treatments whose columns are kept.
         features: static; the shape of one sample.
         dtype: static; the name of the features' type.
         transform: see `propensity`; a pytree (`jax.tree_util.Partial` of a function).
         model: static; the classifier.
+        batches: `[B]` codes of the batches that the classifier has seen, or None. Samples of any other, or of none that
+            is known, are scored without one, by the overall frequencies.
     """
 
     temperature: Float[Array, ""]
-    log_prior: Float[Array, " K"] | None
+    log_prior: Float[Array, "... K"] | None
     treatments: Int[Array, " d"]
     transform: Callable[[Any], Any]
     features: tuple[int, ...] = static()
     dtype: str = static()
     model: Model = static()
+    batches: Int[Array, " B"] | None = None
 
-    def convert(self, out: Float[Array, "n K"]) -> Float[Array, "n d"]:
-        """Scores of logits."""
+    def convert(self, out: Float[Array, "n K"], batch: Int[Array, " n"] | None = None) -> Float[Array, "n d"]:
+        """Scores of logits, of samples of these batches."""
+        prior = self.log_prior
+        if self.batches is not None and prior is not None:
+            prior = prior[row_of(batch, self.batches, out.shape[0])]
         return from_logits(
             out,
             temperature=self.temperature,
-            log_prior=self.log_prior,
+            log_prior=prior,
             transform=self.transform,
             treatments=self.treatments,
         )
 
     @functools.partial(jax.jit, static_argnames="axes")
-    def score(self, params: PyTree, x: Float[Array, "n ..."], axes: int) -> Float[Array, "n d"]:
+    def score(
+        self, params: PyTree, x: Float[Array, "n ..."], axes: int, batch: Int[Array, " n"] | None = None
+    ) -> Float[Array, "n d"]:
         """Scores of samples by the mean logits of classifiers, whose `params` have `axes` leading axes."""
-        return self.convert(self._logits(params, x, axes))
+        return self.convert(self._logits(params, x, axes, batch), batch)
 
     @functools.partial(jax.jit, static_argnames="axes")
-    def propensities(self, params: PyTree, x: Float[Array, "n ..."], axes: int) -> Float[Array, "n d"]:
+    def propensities(
+        self, params: PyTree, x: Float[Array, "n ..."], axes: int, batch: Int[Array, " n"] | None = None
+    ) -> Float[Array, "n d"]:
         """Calibrated probabilities of the treatments that are kept, given that it is one of them; as `score`."""
-        found = self._logits(params, x, axes)
+        found = self._logits(params, x, axes, batch)
         return jax.nn.softmax(found[:, self.treatments] / self.temperature.astype(found.dtype))
 
-    def _logits(self, params: PyTree, x: Array, axes: int) -> Array:
+    def _logits(self, params: PyTree, x: Array, axes: int, batch: Array | None) -> Array:
         if x.shape[1:] != self.features:
             raise ValueError(f"x: expected features {self.features}, got {x.shape[1:]}")
+        x = beside(x, batch, self.batches)
         params = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[axes:]), params)
         return jax.lax.map(lambda one: logits(self.model, one, x), params).mean(0)

@@ -166,7 +166,7 @@ def from_logits(
     logits: Float[Array, "n K"],
     *,
     temperature: Number = 1.0,
-    log_prior: Float[Array, " K"] | None = None,
+    log_prior: Float[Array, "... K"] | None = None,
     transform: Callable[[Any], Any] = centre,
     treatments: Int[Array, " d"] | None = None,
 ) -> Float[Array, "n d"]:
@@ -181,13 +181,13 @@ def from_logits(
         temperature: divides the logits, see `calibrate`.
         log_prior: `[K]` log frequencies of the treatments in the classifier's training data, see the function
             `log_prior`. Not to be given for a classifier trained with inverse frequency class weights: those
-            have made the frequencies equal already.
+            have made the frequencies equal already. `[n, K]` where they differ from sample to sample.
         transform: `[n, d] -> [n, ...]`. `centre` by default; `tempered(8.0)` bounds what improbable treatments say;
             `jax.nn.log_softmax` gives log posteriors.
         treatments: `[d]` integer ids of the columns to keep: the treatments that both modalities have.
 
     Raises:
-        ValueError: logits that are not `[n, K]`, a log prior that is not `[K]`, treatments that are not
+        ValueError: logits that are not `[n, K]`, a log prior that is not `[K]` or `[n, K]`, treatments that are not
             integers `[d]`.
 
     Example:
@@ -199,9 +199,9 @@ def from_logits(
     logits = jnp.asarray(logits)
     logits = logits / jnp.asarray(temperature, logits.dtype)
     if log_prior is not None:
-        if jnp.shape(log_prior) != (logits.shape[1],):
+        if jnp.shape(log_prior) not in ((logits.shape[1],), logits.shape):
             raise ValueError(f"log_prior: expected shape ({logits.shape[1]},), got {jnp.shape(log_prior)}")
-        logits = logits - jnp.asarray(log_prior, logits.dtype)[None]
+        logits = logits - jnp.asarray(log_prior, logits.dtype).reshape(-1, logits.shape[1])
     if treatments is not None:
         treatments = jnp.asarray(treatments)
         if treatments.ndim != 1 or not jnp.issubdtype(treatments.dtype, jnp.integer):

@@ -1,0 +1,24 @@
+"""Features of samples as an array of numbers, whatever holds them."""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+
+def features(name: str, x: Any) -> Any:
+    """Features as an array that is no table; a `ValueError` that says `name` and what to write if they are none."""
+    if hasattr(x, "iloc"):
+        x = x.to_numpy()
+    if hasattr(x, "toarray"):
+        raise ValueError(f"{name}: expected a dense array [n, ...], got a sparse one: give {name}.toarray()")
+    if not hasattr(x, "dtype"):
+        try:
+            x = np.asarray(x)
+        except ValueError as error:
+            raise ValueError(f"{name}: expected an array [n, ...], got {type(x).__name__} ({error})") from error
+    if x.dtype == object or not (np.issubdtype(x.dtype, np.number) or jnp.issubdtype(x.dtype, jnp.number)):
+        raise ValueError(f"{name}: expected numbers [n, ...], got {x.dtype} {tuple(x.shape)}")
+    if not x.shape:
+        raise ValueError(f"{name}: expected an array [n, ...], got one number")
+    return x
