@@ -104,6 +104,15 @@ def align(
             show_default=False,
         ),
     ] = None,
+    batch: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Column of obs with what cells came in, such as a donor, which classifiers see; given twice if the "
+            "files differ.",
+            metavar="NAME",
+            show_default=False,
+        ),
+    ] = None,
     modalities: Annotated[
         tuple[str, str] | None,
         typer.Option(
@@ -196,6 +205,7 @@ def align(
         obsm,
         pairs,
         tuple(within or ()),
+        tuple(batch or ()),
     )
     if quick and tune:
         refuse("--quick, --tune", "the one asks for little time and the other for more: expected one of them")

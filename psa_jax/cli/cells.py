@@ -233,5 +233,6 @@ def _settings(source: Source, fit: Fit, wanted: Wanted, loaded: io.Loaded) -> di
     told |= {"layer": source.layer, "obsm": source.obsm, "treatments": source.treatments}
     told |= {"min_cells": source.min_cells, "as_is": source.as_is, "num_components": source.num_components}
     told |= {"drop_unlabelled": source.drop_unlabelled, "pairs": source.pairs, "control": wanted.control}
-    told |= {"within": source.within[0], "within_b": source.within[-1]} if source.within else {"within": None}
+    for name, columns in (("within", source.within), ("batch", source.batch)):
+        told |= {name: columns[0], f"{name}_b": columns[-1]} if columns else {name: None, f"{name}_b": None}
     return told | dataclasses.asdict(fit)

@@ -36,16 +36,9 @@ class Kept:
     alignment: Alignment
     preparation: io.Preparation
 
-    @property
-    def treatment(self) -> str:
-        """The column of obs that the cells' treatments had."""
-        settings = self.report["settings"]
-        return settings["treatment" if self.side == "a" else "treatment_b"]
-
-    @property
-    def within(self) -> str | None:
-        """The column of obs that the cells' strata had, or None."""
-        return self.report["settings"].get("within" if self.side == "a" else "within_b")
+    def column(self, name: str) -> str | None:
+        """The column of obs that the cells' treatments, strata (`within`) or batches had in training, or None."""
+        return self.report["settings"].get(name if self.side == "a" else f"{name}_b")
 
     def cells(self) -> np.ndarray:
         """The names of the other modality's cells, as they were aligned."""

@@ -7,7 +7,7 @@ import typer
 
 from psa_jax.cli import new
 from psa_jax.cli.folder import open_folder
-from psa_jax.cli.options import Column, Debug, FillMissing, Folder, Force, FromB, New, Seed, Within
+from psa_jax.cli.options import Batch, Column, Debug, FillMissing, Folder, Force, FromB, New, Seed, Within
 from psa_jax.cli.output import OutputFile
 from psa_jax.cli.reading import check_output
 from psa_jax.cli.report import write_html
@@ -21,6 +21,7 @@ def predict(
     output: Annotated[Path, typer.Option(help="The .h5ad file to write.")] = Path("imputed_new.h5ad"),
     treatment: Column = None,
     within: Within = None,
+    batch: Batch = None,
     fill_missing: FillMissing = False,
     from_b: FromB = False,
     force: Force = False,
@@ -31,7 +32,12 @@ def predict(
 
     def job(place: Path, show: Show) -> None:
         new.predict(
-            place, show, open_folder(folder, "b" if from_b else "a"), file, new.Labels(treatment, within), fill_missing
+            place,
+            show,
+            open_folder(folder, "b" if from_b else "a"),
+            file,
+            new.Labels(treatment, within, batch),
+            fill_missing,
         )
 
     run(job, output, force, OutputFile)
@@ -41,6 +47,7 @@ def score(
     folder: Folder,
     file: New,
     output: Annotated[Path, typer.Option(help="The .h5ad file to write.")] = Path("scored.h5ad"),
+    batch: Batch = None,
     fill_missing: FillMissing = False,
     from_b: FromB = False,
     force: Force = False,
@@ -50,7 +57,7 @@ def score(
     check_output(output, ".h5ad")
 
     def job(place: Path, show: Show) -> None:
-        new.score(place, show, open_folder(folder, "b" if from_b else "a"), file, fill_missing)
+        new.score(place, show, open_folder(folder, "b" if from_b else "a"), file, new.Labels(batch=batch), fill_missing)
 
     run(job, output, force, OutputFile)
 
@@ -61,6 +68,7 @@ def match(
     output: Annotated[Path, typer.Option(help="The .csv file to write.")] = Path("matches.csv"),
     treatment: Column = None,
     within: Within = None,
+    batch: Batch = None,
     fill_missing: FillMissing = False,
     from_b: FromB = False,
     force: Force = False,
@@ -71,7 +79,12 @@ def match(
 
     def job(place: Path, show: Show) -> None:
         new.match(
-            place, show, open_folder(folder, "b" if from_b else "a"), file, new.Labels(treatment, within), fill_missing
+            place,
+            show,
+            open_folder(folder, "b" if from_b else "a"),
+            file,
+            new.Labels(treatment, within, batch),
+            fill_missing,
         )
 
     run(job, output, force, OutputFile)

@@ -16,7 +16,7 @@ from psa_jax.cli.jobs import make_matcher
 from psa_jax.cli.output import write_table
 from psa_jax.cli.reading import open_file, quietly
 from psa_jax.cli.show import Show
-from psa_jax.io.impute import codes_of
+from psa_jax.io.impute import batch_of, codes_of
 from psa_jax.judge import diagnose as judge
 
 PARTNERS = 5
@@ -24,10 +24,11 @@ PARTNERS = 5
 
 @dataclasses.dataclass(frozen=True)
 class Labels:
-    """Columns of obs of new cells: of their treatments and of their strata; None for those of training, if there."""
+    """Columns of obs of new cells: of their treatments, strata and batches; None for those of training, if there."""
 
     treatment: str | None = None
     within: str | None = None
+    batch: str | None = None
 
 
 def predict(output: Path, show: Show, kept: Kept, file: Path, asked: Labels, fill_missing: bool) -> None:
@@ -41,30 +42,36 @@ def predict(output: Path, show: Show, kept: Kept, file: Path, asked: Labels, fil
             adata,
             treatment=found.treatment,
             within=found.within,
+            batch=found.batch,
             fill_missing=fill_missing,
         )
         out.write_h5ad(output)
     about = out.uns["psa"]
     show.say(f"  {out.n_obs} cells, {out.n_vars} features of {about['modality']} ({about['unit']})")
+    _tell_new_batch(show, out.obs.get("psa_new_batch"))
     if far := int(np.isnan(out.X).any(axis=1).sum()):
         show.note(f"{far} of {out.n_obs} cells lie too far from all that was aligned: their values are NaN")
     _tell_mixed(show, kept, about["mixed"], out.n_obs, "obs['psa_mixed'] marks them")
 
 
-def score(output: Path, show: Show, kept: Kept, file: Path, fill_missing: bool) -> None:
+def score(output: Path, show: Show, kept: Kept, file: Path, asked: Labels, fill_missing: bool) -> None:
     """Writes new cells with their scores and propensities beside all that they had."""
-    adata, _ = _read(show, kept, file, Labels())
+    adata, labels = _read(show, kept, file, asked)
     alignment = kept.alignment
     with show.stage("scores", "scores"), show.noting(), quietly():
         x = jnp.asarray(kept.preparation.prepare(adata, fill_missing=fill_missing))
         scorer, fitted = alignment.scorer_a, alignment.fitted_a
         assert scorer is not None
         columns = [alignment.treatments[k] for k in np.asarray(scorer.treatments).tolist()]
-        chance = np.asarray(scorer.propensities(fitted.params, x, fitted.history.best_epoch.ndim))
-        adata.obsm["psa_scores"], adata.obsm["psa_propensities"] = np.asarray(alignment.score_a(x)), chance
+        batch = batch_of(alignment, adata, labels.batch)
+        chance = np.asarray(scorer.propensities(fitted.params, x, fitted.history.best_epoch.ndim, batch))
+        adata.obsm["psa_scores"], adata.obsm["psa_propensities"] = np.asarray(alignment.score_a(x, batch)), chance
+        if (other := alignment.new_batch(adata.n_obs, batch)) is not None:
+            adata.obs["psa_new_batch"] = np.asarray(other)
         adata.obs["psa_treatment"] = np.asarray(columns, object)[chance.argmax(axis=1)]
         adata.uns["psa"] = {"version": psa_jax.__version__, "treatments": np.asarray(columns, object)}
         adata.write_h5ad(output)
+    _tell_new_batch(show, adata.obs.get("psa_new_batch"))
     show.say(f"  {adata.n_obs} cells, scores and propensities of {len(columns)} treatments")
     show.print_notes()
 
@@ -76,7 +83,8 @@ def match(output: Path, show: Show, kept: Kept, file: Path, asked: Labels, fill_
     with show.stage("partners", "partners"), show.noting():
         t = codes_of(alignment, adata, found.treatment, found.within)
         x = kept.preparation.prepare(adata, fill_missing=fill_missing)
-        probability, column = alignment.partners(x, t, k=PARTNERS)
+        batch = batch_of(alignment, adata, found.batch)
+        probability, column = alignment.partners(x, t, k=PARTNERS, batch=batch)
         there = kept.cells()
     sizes = np.minimum(np.asarray(alignment.groups.sizes_a), np.asarray(alignment.groups.sizes_b))
     mixed = matched_codes(t, adata.n_obs, sizes, alignment.strata) < 0
@@ -99,6 +107,7 @@ def match(output: Path, show: Show, kept: Kept, file: Path, asked: Labels, fill_
     )
     write_table(output, header, rows)
     show.say(f"  {adata.n_obs} cells, {probability.shape[1]} partners each")
+    _tell_new_batch(show, alignment.new_batch(adata.n_obs, batch))
     _tell_mixed(show, kept, int(mixed.sum()), adata.n_obs, "the column mixed marks them")
 
 
@@ -126,17 +135,21 @@ def _read(show: Show, kept: Kept, file: Path, asked: Labels) -> tuple[Any, Label
             if kept.preparation.modality not in adata.mod:
                 raise ValueError(f"{file}: expected a modality {kept.preparation.modality!r}, got {list(adata.mod)}")
             adata = adata.mod[kept.preparation.modality]
-    trained = Labels(kept.treatment, kept.within)
-    found = {
-        name: (column if column in adata.obs else None) if (given := getattr(asked, name)) is None else given
-        for name, column in dataclasses.asdict(trained).items()
-    }
+    found = dataclasses.asdict(asked)
+    for name, given in found.items():
+        if given is None and (trained := kept.column(name)) in adata.obs:
+            found[name] = trained
     return adata, Labels(**found)
+
+
+def _tell_new_batch(show: Show, other: Any) -> None:
+    if other is not None and (count := int(np.asarray(other).sum())):
+        show.note(f"{count} of {len(other)} cells have no batch that training had: they are scored as of none")
 
 
 def _tell_mixed(show: Show, kept: Kept, mixed: int, total: int, where: str) -> None:
     if mixed:
-        within = "" if kept.alignment.strata is None else f" in a known {kept.within}"
+        within = "" if kept.alignment.strata is None else f" in a known {kept.column('within')}"
         show.note(
             f"{mixed} of {total} cells have no treatment that was matched{within}: treatments were mixed by their "
             f"propensities ({where})"

@@ -20,6 +20,10 @@ Within = Annotated[
     str | None,
     typer.Option(help="Column of obs with what training matched within. Default: as in training.", metavar="NAME"),
 ]
+Batch = Annotated[
+    str | None,
+    typer.Option(help="Column of obs with what they came in. Default: as in training, if it is there.", metavar="NAME"),
+]
 FillMissing = Annotated[
     bool, typer.Option("--fill-missing", help="Features that are missing take their training means (they are counted).")
 ]

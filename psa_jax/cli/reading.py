@@ -32,6 +32,7 @@ class Source:
         obsm: the array of `obsm` instead of `X`, of those of two files that have it.
         pairs: whether cells of the same name are one cell; None for a note.
         within: the column of a further label to match within, or its name in each of two files; none for none.
+        batch: the column of what cells came in, or its name in each of two files; none for none.
     """
 
     files: tuple[Path, ...]
@@ -46,6 +47,7 @@ class Source:
     obsm: str | None = None
     pairs: bool | None = None
     within: tuple[str, ...] = ()
+    batch: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuses what contradicts itself, before any work."""
@@ -56,8 +58,9 @@ class Source:
             refuse("--treatment", f"expected one column for one file, got {' '.join(treatment)}")
         if len(treatment) > 2:
             refuse("--treatment", f"expected one column, or one for each of two files, got {' '.join(treatment)}")
-        if len(self.within) > len(words):
-            refuse("--within", f"expected one column for each file at most, got {' '.join(self.within)}")
+        for option, names in (("--within", self.within), ("--batch", self.batch)):
+            if len(names) > len(words):
+                refuse(option, f"expected one column for each file at most, got {' '.join(names)}")
         if len(words) == 2:
             for word in words:
                 if word.suffix == ".h5mu":
@@ -76,7 +79,7 @@ class Source:
     @property
     def columns(self) -> io.Columns:
         """What else is read of obs."""
-        return io.Columns(within=_one_or_two(self.within))
+        return io.Columns(_one_or_two(self.within), _one_or_two(self.batch))
 
 
 def _one_or_two(names: tuple[str, ...]) -> str | tuple[str, ...] | None:

@@ -61,7 +61,7 @@ def from_anndata(
         min_cells: leave treatments out that have fewer cells in a modality that has them, counted there too.
         pairs: of two files: False where cells of the same name are different cells. By default they are one cell,
             with a warning that says so; True leaves the warning out.
-        columns: what else to read of `obs`: `Columns(within="plate")`.
+        columns: what else to read of `obs`: `Columns(within="plate", batch="donor")`.
 
     Returns:
         Dense float32 features, codes, names, pairs and preparations.

@@ -13,6 +13,8 @@ class Columns:
     Attributes:
         within: cells are matched only with those that share this label too, such as their plate; see
             `Unpaired.from_labels`.
+        batch: what cells came in, such as a donor; classifiers see it, see `Modality`. `("donor", None)` where only
+            the first modality has one.
 
     Raises:
         ValueError: anything but one or two names.
@@ -23,6 +25,7 @@ class Columns:
     """
 
     within: str | Sequence[str] | None = None
+    batch: str | Sequence[str | None] | None = None
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -33,7 +36,7 @@ class Columns:
                 raise ValueError(
                     f"{field.name}: expected one column of obs, or one for each of two files, got {given!r}"
                 )
-            if given is not None and None in names:
+            if given is not None and None in names and field.name == "within":
                 raise ValueError(f"{field.name}: expected a column in each of two files, got {given!r}")
             object.__setattr__(self, field.name, None if given is None else names)
 
@@ -48,7 +51,7 @@ class Columns:
         for name, pair in found.items():
             if one_file and pair[0] != pair[1]:
                 raise ValueError(f"{name}: expected one column of obs for one file, got {pair[0]!r} and {pair[1]!r}")
-        return {name: pair[side] for name, pair in found.items()}
+        return {name: column for name, pair in found.items() if (column := pair[side]) is not None}
 
 
 Further = dict[str, tuple[str, np.ndarray]]

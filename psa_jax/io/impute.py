@@ -95,16 +95,24 @@ def impute_from(alignment: Alignment, loaded: Loaded, a: Any, source: Any) -> An
     mean[rows], std[rows] = expected(alignment.projection.law, source.X)
     scores[rows] = alignment.scores_a
     rest = np.ones(a.n_obs, bool)
+    new_batch = None if loaded.data.a.batch is None else np.zeros(a.n_obs, bool)
     rest[rows] = ~np.isfinite(mean[rows]).all(axis=1)
     if rest.any() and extends(alignment.projection.coupling):
         x = loaded.preparations[0].prepare(a[rest])
         t = np.full(a.n_obs, -1)  # what was matched and is too far is mixed; of what was not, the stratum may tell
         matched = np.minimum(np.asarray(alignment.groups.sizes_a), np.asarray(alignment.groups.sizes_b)) > 0
         t[rows] = np.where(matched[np.asarray(loaded.data.a.t)], -1, loaded.data.a.t)
-        found = alignment.predict(x, t[rest], y=source.X)
+        batch = None
+        if loaded.data.a.batch is not None:
+            batch = np.full(a.n_obs, -1)
+            batch[rows] = loaded.data.a.batch
+            batch = jnp.asarray(batch[rest])
+        found = alignment.predict(x, t[rest], y=source.X, batch=batch)
         mean[rest], std[rest] = found.values, found.std
-        scores[rest] = np.where(np.isnan(scores[rest]), alignment.score_a(jnp.asarray(x)), scores[rest])
-    return _annotated(alignment, source, a, mean, std, scores, rest)
+        scores[rest] = np.where(np.isnan(scores[rest]), alignment.score_a(jnp.asarray(x), batch), scores[rest])
+        if new_batch is not None:
+            new_batch[rest] = found.new_batch
+    return _annotated(alignment, source, a, mean, std, scores, rest, new_batch)
 
 
 @checked
@@ -116,6 +124,7 @@ def impute_new(
     *,
     treatment: str | None = None,
     within: str | None = None,
+    batch: str | None = None,
     fill_missing: bool = False,
 ) -> Any:
     """Features of b for new cells of a, by an alignment that is there.
@@ -129,6 +138,8 @@ def impute_new(
             with one that was not matched, are imputed by mixing treatments; so are all cells if this is None.
         within: the column with their strata, for an alignment of stratified cells. Those without one are imputed
             by mixing the strata of their treatment, and marked.
+        batch: the column with their batches, for an alignment of cells with batches. Cells without one that
+            classifiers have seen are scored as of no batch, and marked in `obs["psa_new_batch"]`.
         fill_missing: see `Preparation.prepare`.
 
     Returns:
@@ -140,11 +151,12 @@ def impute_new(
     check_anndata("adata", adata)
     t = codes_of(alignment, adata, treatment, within)
     x = preparation.prepare(adata, fill_missing=fill_missing)
-    found = alignment.predict(x, t, y=source.X)
-    scores = np.asarray(alignment.score_a(jnp.asarray(x)))
-    return _annotated(
-        alignment, source, adata, np.asarray(found.values), np.asarray(found.std), scores, np.asarray(found.mixed)
-    )
+    own = batch_of(alignment, adata, batch)
+    found = alignment.predict(x, t, y=source.X, batch=own)
+    scores = np.asarray(alignment.score_a(jnp.asarray(x), own))
+    mean, std = np.asarray(found.values), np.asarray(found.std)
+    new_batch = None if found.new_batch is None else np.asarray(found.new_batch)
+    return _annotated(alignment, source, adata, mean, std, scores, np.asarray(found.mixed), new_batch)
 
 
 def codes_of(alignment: Alignment, adata: Any, treatment: str | None, within: str | None = None) -> np.ndarray:
@@ -158,6 +170,16 @@ def codes_of(alignment: Alignment, adata: Any, treatment: str | None, within: st
             raise ValueError(f"within: expected none, as the cells that were aligned had no strata, got {within!r}")
         return t
     return np.stack([t, _codes(adata, "within", within, alignment.strata.names)], axis=1)
+
+
+def batch_of(alignment: Alignment, adata: Any, batch: str | None) -> Any:
+    """The code of each cell's batch, -1 where there is none or the alignment does not know it; None without batches."""
+    if alignment.scorer_a is None or alignment.scorer_a.batches is None:
+        if batch is not None:
+            raise ValueError(f"batch: expected none, as the cells that were aligned had no batches, got {batch!r}")
+        return None
+    names = alignment.batches or tuple(map(str, range(1 + int(alignment.scorer_a.batches.max()))))
+    return jnp.asarray(_codes(adata, "batch", batch, names))
 
 
 def _codes(adata: Any, argument: str, name: str | None, names: tuple[str, ...]) -> np.ndarray:
@@ -177,6 +199,7 @@ def _annotated(
     std: np.ndarray,
     scores: np.ndarray,
     mixed: np.ndarray,
+    new_batch: np.ndarray | None = None,
 ) -> Any:
     """Imputed values with all that is known of the cells and of the features."""
     import anndata
@@ -198,6 +221,8 @@ def _annotated(
             warnings.simplefilter("ignore", category)
         obs = adata.obs.copy()
         obs["psa_mixed"] = mixed
+        if new_batch is not None:
+            obs["psa_new_batch"] = new_batch
         arrays: Any = {"psa_scores": scores}
         return anndata.AnnData(
             mean, obs=obs, var=source.var.copy(), obsm=arrays, layers={"std": std}, uns={"psa": about}

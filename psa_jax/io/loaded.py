@@ -179,26 +179,26 @@ def loaded(sides: tuple[Side, Side], pair: np.ndarray, how: Reading) -> Loaded:
     called = [side.name for side in sides]
     check_pairs(called, sides[0].cells, [side.labels for side in sides], pair, told)
     check_measured(called, [side.x for side in sides], pair, told)
-    for argument, (column, labels) in sides[0].further.items():
-        check_pairs(called, sides[0].cells, [labels, sides[1].further[argument][1]], pair, column)
-    features = [side.x if kept.all() else side.x[np.flatnonzero(kept)] for side, kept in zip(sides, keep, strict=True)]
-    codes, names = coded(used)
-    strata = None
     if "within" in sides[0].further:
-        places, called_places = coded([side.further["within"][1][kept] for side, kept in zip(sides, keep, strict=True)])
-        codes, strata = stratified(names, called_places, *zip(codes, places, strict=True))
-        names = strata.labels
-    codes = [jnp.asarray(t, jnp.int32) for t in codes]
+        places = [side.further["within"][1] for side in sides]
+        check_pairs(called, sides[0].cells, places, pair, sides[0].further["within"][0])
+    features = [side.x if kept.all() else side.x[np.flatnonzero(kept)] for side, kept in zip(sides, keep, strict=True)]
+    further = [
+        {argument: labels[kept] for argument, (_, labels) in side.further.items()}
+        for side, kept in zip(sides, keep, strict=True)
+    ]
+    codes, names, strata = _codes(used, further)
+    batch, batches = _batches(further)
     sums = [Modality(jnp.asarray(totals(x)[:, None], jnp.float32), t) for x, t in zip(features, codes, strict=True)]
     validate(Unpaired(sums[0], sums[1], len(names), names, strata))
     done = [
         learn_preparation(side.name, side.origin, side.features, x, how.num_components, as_is=how.as_is)
         for side, x in zip(sides, features, strict=True)
     ]
-    a, b = (Modality(jnp.asarray(x, jnp.float32), t) for (_, x), t in zip(done, codes, strict=True))
+    a, b = (Modality(jnp.asarray(x, jnp.float32), t, own) for (_, x), t, own in zip(done, codes, batch, strict=True))
     place = np.append(np.where(keep[1], np.cumsum(keep[1]) - 1, -1), -1)
     return Loaded(
-        data=Unpaired(a, b, len(names), names, strata),
+        data=Unpaired(a, b, len(names), names, strata, batches),
         truth=Truth(jnp.asarray(place[pair[keep[0]]], jnp.int32)),
         treatments=names,
         modalities=(called[0], called[1]),
@@ -215,6 +215,27 @@ def coded(sides: list[np.ndarray]) -> tuple[list[np.ndarray], tuple[str, ...]]:
     order = ordered([label for labels in sides for label in labels])
     code = {label: i for i, label in enumerate(order)}
     return [np.array([code[label] for label in labels], np.int32) for labels in sides], names_of(order)
+
+
+def _codes(used: list[np.ndarray], further: list[dict[str, np.ndarray]]) -> tuple[list[Any], tuple[str, ...], Any]:
+    """Codes of both sides, their names, and what they stand for where cells are matched within another label."""
+    codes, names = coded(used)
+    strata = None
+    if "within" in further[0]:
+        places, called = coded([side["within"] for side in further])
+        codes, strata = stratified(names, called, *zip(codes, places, strict=True))
+        names = strata.labels
+    return [jnp.asarray(t, jnp.int32) for t in codes], names, strata
+
+
+def _batches(further: list[dict[str, np.ndarray]]) -> tuple[list[Any], tuple[str, ...] | None]:
+    """Codes of the batches of both sides, None where a side has none, and their names."""
+    there = [side["batch"] for side in further if "batch" in side]
+    if not there:
+        return [None, None], None
+    found, names = coded(there)
+    codes = iter(found)
+    return [jnp.asarray(next(codes)) if "batch" in side else None for side in further], names
 
 
 def _labelled(side: Side, how: Reading) -> np.ndarray:

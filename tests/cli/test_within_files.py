@@ -32,7 +32,12 @@ def file(start, n, features, *, column="plate", seed=0):
     drug, plate = np.arange(n) % 3, np.arange(n) // 3 % 2
     x = rng.normal(size=(n, features)) + 2 * np.eye(3, features)[drug] + 9 * plate[:, None]
     obs = pd.DataFrame(
-        {"guide": np.array(list("xyz"))[drug], column: plate + 1}, index=[f"{start}{i}" for i in range(n)]
+        {
+            "guide": np.array(list("xyz"))[drug],
+            column: plate + 1,
+            "donor": np.array(["old", "new"])[np.arange(n) % 5 // 3],
+        },
+        index=[f"{start}{i}" for i in range(n)],
     )
     return anndata.AnnData(
         x.astype(np.float32), obs=obs, var=pd.DataFrame(index=[f"{start[0]}_g{i}" for i in range(features)])
@@ -51,7 +56,8 @@ def made(tmp_path_factory):
     file("p", 36, 4, column="well", seed=1).write_h5ad(folder / "protein.h5ad")
     result = call(
         "align", folder / "rna.h5ad", folder / "protein.h5ad", "--treatment", "guide", "--within", "plate", "--within",
-        "well", "--control", "x", "--impute-b", "--quick", "--epochs", 1, "--output", folder / "out",
+        "well", "--batch", "donor", "--control", "x", "--impute-b", "--quick", "--epochs", 1,
+        "--output", folder / "out",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     return folder, result.output
@@ -91,7 +97,9 @@ def test_new_cells_have_plates_of_either_name(made):
     assert result.exit_code == 0, result.output
     rows, plate = table(folder / "matches.csv"), {r["cell"]: r["within"] for r in table(folder / "out" / "cells_b.csv")}
     assert all(plate[row["partner_1"]] == row["within"] for row in rows)
+    assert not out.obs["psa_new_batch"].any()
     new.obs["day"] = ["1"] * 6 + ["9"] * 6
+    new.obs["donor"] = ["old"] * 8 + ["third"] * 4
     new.write_h5ad(folder / "day.h5ad")
     result = call("match", folder / "out", folder / "day.h5ad", "--within", "day", "--output", folder / "day.csv")
     assert result.exit_code == 0, result.output
@@ -99,20 +107,28 @@ def test_new_cells_have_plates_of_either_name(made):
     assert [row["mixed"] for row in rows] == ["0"] * 6 + ["1"] * 6
     assert rows[7]["within"] == ""
     assert "6 of 12 cells have no treatment that was matched in a known plate" in " ".join(result.output.split())
-    result = call("score", folder / "out", folder / "new.h5ad", "--output", folder / "scored.h5ad")
+    assert "4 of 12 cells have no batch that training had" in result.output
+    result = call("score", folder / "out", folder / "day.h5ad", "--output", folder / "scored.h5ad", "--batch", "donor")
     assert result.exit_code == 0, result.output
-    assert set(anndata.read_h5ad(folder / "scored.h5ad").obs["psa_treatment"]) <= set("xyz")
+    obs = anndata.read_h5ad(folder / "scored.h5ad").obs
+    assert set(obs["psa_treatment"]) <= set("xyz")
+    assert obs["psa_new_batch"].sum() == 4
     other = file("p", 6, 4, seed=6)
     other.write_h5ad(folder / "other.h5ad")
-    result = call("predict", folder / "out", folder / "other.h5ad", "--from-b", "--within", "plate", "--output",
-                  folder / "other_a.h5ad")  # fmt: skip
+    result = call("predict", folder / "out", folder / "other.h5ad", "--from-b", "--within", "plate", "--batch", "donor",
+                  "--output", folder / "other_a.h5ad")  # fmt: skip
     assert result.exit_code == 0, result.output
     assert anndata.read_h5ad(folder / "other_a.h5ad").shape == (6, 5)
 
 
 @pytest.mark.parametrize(
     ("given", "message"),
-    [(["--within", "day"], "within: no column 'day'"), (3 * ["--within", "plate"], "--within: expected one column")],
+    [
+        (["--within", "day"], "within: no column 'day'"),
+        (3 * ["--within", "plate"], "--within: expected one column"),
+        (["--batch", "day"], "batch: no column 'day'"),
+        (3 * ["--batch", "donor"], "--batch: expected one column"),
+    ],
 )
 def test_wrong_columns_are_refused(made, tmp_path, given, message):
     folder, _ = made

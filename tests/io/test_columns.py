@@ -25,7 +25,12 @@ def file(start, n, features, *, column="plate", seed=0):
     drug, plate = np.arange(n) % 3, np.arange(n) // 3 % 2
     x = rng.normal(size=(n, features)) + 2 * np.eye(3, features)[drug] + 9 * plate[:, None]
     obs = pd.DataFrame(
-        {"guide": np.array(list("xyz"))[drug], column: plate + 1}, index=[f"{start}{i}" for i in range(n)]
+        {
+            "guide": np.array(list("xyz"))[drug],
+            column: plate + 1,
+            "donor": np.array(["old", "new"])[np.arange(n) % 5 // 3],
+        },
+        index=[f"{start}{i}" for i in range(n)],
     )
     var = pd.DataFrame(index=[f"{start}_g{i}" for i in range(features)])
     return anndata.AnnData(x.astype(np.float32), obs=obs, var=var)
@@ -99,7 +104,7 @@ def test_new_cells_name_their_plate_or_are_mixed_and_marked(made):
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        (lambda: io.Columns(within="day"), r"within: no column 'day' in obs of 'a' \[guide, plate\]"),
+        (lambda: io.Columns(within="day"), r"within: no column 'day' in obs of 'a' \[guide, plate, donor\]"),
         (lambda: io.Columns(within=("plate", "day")), "within: no column 'day' in obs of 'b'"),
         (lambda: io.Columns(within=("plate", "well", "day")), "within: expected one column of obs, or one for each"),
         (lambda: io.Columns(within=("plate", None)), "within: expected a column in each of two files"),
@@ -129,3 +134,42 @@ def test_cells_without_a_plate_raise_or_are_left_out_and_pairs_share_theirs():
     protein.obs["plate"] = 3 - protein.obs["plate"]
     with pytest.raises(ValueError, match="expected one 'plate' for each cell that is in both by name"):
         io.from_anndata(rna, protein, treatment="guide", pairs=True, drop_unlabelled=True, columns=columns)
+
+
+def test_batches_are_read_kept_and_asked_of_new_cells():
+    rna, protein = file("r", 48, 5), file("p", 36, 4, seed=1)
+    rna.obs["guide"] = rna.obs["guide"].astype(object).where(np.arange(48) != 3)
+    columns = io.Columns(batch=("donor", None))
+    loaded = io.from_anndata(rna, protein, treatment="guide", drop_unlabelled=True, columns=columns)
+    loaded = io.shuffle(jax.random.key(1), loaded)
+    assert loaded.data.b.batch is None
+    names = [loaded.data.batches[k] for k in np.asarray(loaded.data.a.batch)]
+    assert names == rna.obs["donor"].loc[list(loaded.cells_a)].tolist()
+    assert loaded.T.data.b.batch is loaded.data.a.batch
+    alignment = psa.align(jax.random.key(0), loaded.data, a=QUICK, b=QUICK)
+    out = io.impute(alignment, loaded, rna, protein)
+    assert np.flatnonzero(out.obs["psa_new_batch"]).tolist() == [3]  # which was not aligned: nobody asked its donor
+    source, new = io.reference(loaded, protein), file("n", 12, 5, seed=3)
+    new.var_names = loaded.features_a
+    new.obs["donor"] = new.obs["donor"].astype(object).where(np.arange(12) != 4, "third")
+    known = io.impute_new(alignment, loaded.preparations[0], source, new, treatment="guide", batch="donor")
+    assert np.flatnonzero(known.obs["psa_new_batch"]).tolist() == [4]
+    other = io.impute_new(alignment, loaded.preparations[0], source, new, treatment="guide")
+    assert other.obs["psa_new_batch"].all()
+    changed = np.flatnonzero(np.abs(known.obsm["psa_scores"] - other.obsm["psa_scores"]).max(axis=1) > 1e-6)
+    assert changed.tolist() == [i for i in range(12) if i != 4]
+    with pytest.raises(ValueError, match="batch: no column 'day' in obs"):
+        io.impute_new(alignment, loaded.preparations[0], source, new, batch="day")
+    with pytest.raises(ValueError, match="batch: expected none, as the cells that were aligned had no batches"):
+        io.impute_new(alignment.T, loaded.preparations[1], source, protein, batch="donor")
+
+
+def test_both_modalities_may_have_batches_of_their_own():
+    rna, protein = file("r", 48, 5), file("p", 36, 4, column="well", seed=1)
+    protein.obs["well"] = "w" + protein.obs["well"].astype(str)
+    columns = io.Columns(within="donor", batch=("plate", "well"))
+    data = io.from_anndata(rna, protein, treatment="guide", columns=columns).data
+    assert data.batches == ("1", "2", "w1", "w2")
+    assert set(np.asarray(data.a.batch).tolist()) == {0, 1}
+    assert set(np.asarray(data.b.batch).tolist()) == {2, 3}
+    assert len(data.strata.names) == 2
