@@ -124,6 +124,7 @@ def calls():
         | {"transform": psa.centre, "treatments": None, "chunk": 4},
         "r2": {"y_true": X, "y_pred": X, "center": None},
         "relative": {"scale": 0.1},
+        "relative_to": {"code": 0},
         "reliability": logits | {"bins": 3},
         "select_eps": sweep | {"relative": True, "repeats": 1, "draws": 1, "most": 5, "progress": False},
         "shrink": {"coupling": coupling, "weight": 0.5},

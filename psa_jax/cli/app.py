@@ -139,6 +139,9 @@ def align(
         str | None,
         typer.Option(help="The treatment that is none: told apart, others by their distance.", show_default=False),
     ] = None,
+    relative_to_control: Annotated[
+        bool, typer.Option("--relative-to-control", help="Scores tell how cells differ from those of the control.")
+    ] = False,
     as_is: Annotated[bool, typer.Option("--as-is", help="Take counts as they are (else: total, log).")] = False,
     output: Annotated[Path, typer.Option(help="Folder to write.")] = Path("psa-jax-align"),
     features: Annotated[
@@ -211,11 +214,13 @@ def align(
         refuse("--quick, --tune", "the one asks for little time and the other for more: expected one of them")
     if quick and (members is not None or folds is not None):
         refuse("--quick", "it is one member and three folds: expected no --members and no --folds beside it")
+    if relative_to_control and control is None:
+        refuse("--relative-to-control", "expected --control beside it, which names the control")
     if control is not None and chosen is not None and control not in chosen:
         refuse("--control", f"expected one of --treatments {treatments}, got {control}")
     members = (QUICK["members"] if quick else Learner.members) if members is None else members
     folds = (QUICK["folds"] if quick else Learner.folds) if folds is None else folds
-    fit = Fit(matcher.value, eps, relative_eps, k, seed, epochs, members, folds, tune)
+    fit = Fit(matcher.value, eps, relative_eps, k, seed, epochs, members, folds, tune, relative_to_control)
     wanted = Wanted(control, check_features(features), impute_b)
     run(lambda folder, show: cells(folder, show, source, fit, wanted, str(output)), output, force)
 

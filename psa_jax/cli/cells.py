@@ -38,7 +38,7 @@ from psa_jax.data.samples import Unpaired
 from psa_jax.io.impute import impute_from
 from psa_jax.judge.tune import tune
 from psa_jax.match import known_pairs
-from psa_jax.propensity import Learner, Training
+from psa_jax.propensity import Learner, Training, relative_to
 from psa_jax.types import KeyArray
 
 QUICK = {"members": 1, "folds": 3}
@@ -57,11 +57,15 @@ class Fit:
     members: int
     folds: int
     tune: bool = False
+    relative_to_control: bool = False
 
-    @property
-    def learner(self) -> Learner:
-        """Of both modalities."""
-        return Learner(training=Training(epochs=self.epochs), members=self.members, folds=self.folds)
+    def learner(self, control: int | None) -> Learner:
+        """Of both modalities, by the code of the control."""
+        learner = Learner(training=Training(epochs=self.epochs), members=self.members, folds=self.folds)
+        if not self.relative_to_control:
+            return learner
+        assert control is not None
+        return dataclasses.replace(learner, transform=relative_to(control))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +89,7 @@ def cells(folder: Path, show: Show, source: Source, fit: Fit, wanted: Wanted, ca
     known = int((np.asarray(loaded.truth.pair) >= 0).sum())
     _introduce(show, source, loaded, known)
     matcher = make_matcher(fit.matcher, fit.eps, fit.relative_eps, fit.k)
-    a, b, tuning = _learners(key_tune, show, data, fit)
+    a, b, tuning = _learners(key_tune, show, data, fit, wanted.control)
     with show.noting():
         alignment = show.aligning(lambda tell: align(key_align, data, a=a, b=b, matcher=matcher, progress=tell))
     note_clipped(show, alignment, fit.k)
@@ -131,12 +135,15 @@ def cells(folder: Path, show: Show, source: Source, fit: Fit, wanted: Wanted, ca
     show.print_notes()
 
 
-def _learners(key: KeyArray, show: Show, data: Unpaired, fit: Fit) -> tuple[Learner, Learner, dict[str, Any] | None]:
+def _learners(
+    key: KeyArray, show: Show, data: Unpaired, fit: Fit, control: str | None
+) -> tuple[Learner, Learner, dict[str, Any] | None]:
     """Those of both modalities: as options say, or with the smoothing that labels choose; and why."""
+    learner = fit.learner(None if control is None else (data.taught.names or ()).index(control))
     if not fit.tune:
-        return fit.learner, fit.learner, None
+        return learner, learner, None
     with show.stage("tuning", "smoothing, chosen by labels"), show.noting():
-        tuned = tune(key, data, a=fit.learner, b=fit.learner, geometry=False)  # which new cells could not follow
+        tuned = tune(key, data, a=learner, b=learner, geometry=False)  # which new cells could not follow
     show.say("\n".join(f"  {line}" for line in repr(tuned).split("\n")))
     return tuned.a, tuned.b, {"chosen": tuned.chosen, "table": tuned.table}
 

@@ -29,7 +29,7 @@ from psa_jax.propensity.loop import Fitted, History
 from psa_jax.propensity.model import Model
 from psa_jax.propensity.nets import default_model
 from psa_jax.propensity.scorer import Scorer
-from psa_jax.propensity.scores import Tempered, centre
+from psa_jax.propensity.scores import RelativeTo, Tempered, centre
 from psa_jax.types import Array
 
 _KIND = "psa_jax alignment"
@@ -98,7 +98,8 @@ def load_alignment(
         model_a: the classifier of modality a that `align` was given; its default by default.
         model_b: that of modality b.
         matcher: the one that made the coupling, of which the kernel is taken; numbers are those of the file.
-        transform: as given to `align`; `centre` and `tempered`, whatever its temperature, need not be given.
+        transform: as given to `align`; `centre`, `relative_to` and `tempered`, whatever its temperature, need not be
+            given.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -114,7 +115,8 @@ def load_alignment(
     with reading(path, "a file made by save_alignment"):
         check_description(meta, leaves)
     if transform is None:
-        transform = centre if today(meta["transform"]) == describe(centre) else Tempered()
+        known: dict[str, Callable[[Any], Any]] = {describe(centre): centre, _transform(RelativeTo(0)): RelativeTo(0)}
+        transform = known.get(today(meta["transform"])) or Tempered()
     with reading(path, "an alignment by the models, the matcher and the transform that are given"):
         tree = _like(leaves, meta, (model_a, model_b), matcher, transform)
     if version < _VERSION:
@@ -174,8 +176,9 @@ def _like(
         seen = batches(side)
         rows = () if seen is None else (seen.shape[0] + 1,)
         prior = like(f"{place}.log_prior", (*rows, num_treatments)) if f"{place}.log_prior" in leaves else None
-        warmth = f"{place}.transform.temperature"
+        warmth, code = f"{place}.transform.temperature", f"{place}.transform.code"
         used = Tempered(like(warmth, ())) if isinstance(transform, Tempered) and warmth in leaves else transform
+        used = RelativeTo(like(code, ())) if isinstance(transform, RelativeTo) else used
         return Scorer(
             like(f"{place}.temperature", ()), prior, like(f"{place}.treatments"), as_tree(used), features,
             meta[f"dtype_{side}"], model, seen,
@@ -263,9 +266,9 @@ def _default_model(side: str, x: Any, num_treatments: int, saved: str) -> Model:
 
 
 def _transform(transform: Any) -> str:
-    """What a file says of a transform: the temperature of a tempered one is one of its arrays."""
-    if isinstance(transform, Tempered):
-        return f"{Tempered.__module__}.{Tempered.__qualname__}"
+    """What a file says of a transform: the temperature of a tempered one and a control are among its arrays."""
+    if isinstance(transform, Tempered | RelativeTo):
+        return f"{type(transform).__module__}.{type(transform).__qualname__}"
     plain = isinstance(transform, jax.tree_util.Partial) and not (transform.args or transform.keywords)
     return describe(transform.func if plain else transform)
 

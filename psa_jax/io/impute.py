@@ -207,7 +207,7 @@ def _annotated(
     assert alignment.projection is not None
     assert alignment.scorer_a is not None
     found, names = alignment.projection.evidence, alignment.treatments
-    columns = np.asarray(alignment.scorer_a.treatments).tolist()
+    columns = alignment.scorer_a.columns.tolist()
     about = {
         "version": psa_jax.__version__,
         **{name: str(value) for name, value in source.uns["psa"].items()},

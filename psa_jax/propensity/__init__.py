@@ -13,7 +13,7 @@ from psa_jax.propensity.loop import Fitted, History
 from psa_jax.propensity.model import Model, from_linen, from_nnx
 from psa_jax.propensity.nets import batch_norm, conv, layer_norm, linear, mlp
 from psa_jax.propensity.scorer import Scorer
-from psa_jax.propensity.scores import centre, from_logits, log_prior, propensity, tempered
+from psa_jax.propensity.scores import centre, from_logits, log_prior, propensity, relative_to, tempered
 from psa_jax.propensity.training import Training
 
 __all__ = [
@@ -45,6 +45,7 @@ __all__ = [
     "log_prior",
     "mlp",
     "propensity",
+    "relative_to",
     "reliability",
     "smoothing",
     "tempered",

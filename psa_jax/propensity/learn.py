@@ -22,7 +22,7 @@ from psa_jax.propensity.loop import Fitted
 from psa_jax.propensity.model import Model, logits
 from psa_jax.propensity.nets import default_model
 from psa_jax.propensity.scorer import Scorer
-from psa_jax.propensity.scores import TEMPERED, Tempered, from_logits, log_prior
+from psa_jax.propensity.scores import TEMPERED, RelativeTo, Tempered, from_logits, log_prior
 from psa_jax.types import Array, Float, KeyArray, PyTree, pytree
 
 
@@ -80,6 +80,11 @@ def learn(
             scores that are not finite.
     """
     model = classifier(name, modality, num_treatments, learner)
+    if isinstance(learner.transform, RelativeTo) and learner.transform.code not in shared:
+        raise ValueError(
+            f"modality {name}: transform: expected relative_to one of the treatments that both modalities have, "
+            f"{shared.tolist()}, got {learner.transform.code}"
+        )
     batches, augment, features = batches_of(name, modality), learner.augment, modality.x.shape[1:]
     if batches is not None:
         augment = augment_beside(augment, features[0])

@@ -27,8 +27,8 @@ class Learner:
         training: see `Training`.
         members: classifiers to train; their logits are averaged. With one, another seed gives other pairs.
         folds: see `crossfit`; without a query only.
-        transform: of logits to scores, see `from_logits`; by default `tempered()`. It should be the same for both
-            modalities.
+        transform: of logits to scores, see `from_logits`; by default `tempered()`; `relative_to(code)` for effects on a
+            control. It should be the same for both modalities.
         divide_prior: subtract the log treatment frequencies from the logits, so that scores do not depend on how often
             a treatment was given. It should be the same for both modalities.
 

@@ -5,10 +5,11 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 
 from psa_jax.propensity.batches import beside, row_of
 from psa_jax.propensity.model import Model, logits
-from psa_jax.propensity.scores import from_logits
+from psa_jax.propensity.scores import RelativeTo, from_logits
 from psa_jax.types import Array, Float, Int, PyTree, pytree, static
 
 
@@ -37,6 +38,12 @@ class Scorer:
     dtype: str = static()
     model: Model = static()
     batches: Int[Array, " B"] | None = None
+
+    @property
+    def columns(self) -> np.ndarray:
+        """The treatments that scores have a column of: those that are kept, without a control they are relative to."""
+        kept = np.asarray(self.treatments)
+        return kept[kept != np.asarray(self.transform.code)] if isinstance(self.transform, RelativeTo) else kept
 
     def convert(self, out: Float[Array, "n K"], batch: Int[Array, " n"] | None = None) -> Float[Array, "n d"]:
         """Scores of logits, of samples of these batches."""

@@ -87,6 +87,54 @@ def tempered(temperature: float | None = None) -> Callable[[Any], Any]:
     return Tempered(temperature)
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class RelativeTo:
+    """See `relative_to`."""
+
+    code: Any
+
+    def __call__(self, logits: Array, /) -> Array:
+        """Scores `[..., K - 1]` of logits, of which the control's is that at `code`."""
+        others = jnp.arange(logits.shape[-1] - 1)
+        others = jnp.where(others >= self.code, others + 1, others)
+        control = jnp.take(logits, jnp.asarray(self.code)[None], axis=-1)
+        return jnp.take(logits, others, axis=-1) - control
+
+    def among(self, treatments: Array | None) -> "RelativeTo":
+        """The same for logits of these treatments `[d]` only, the control one of them."""
+        return self if treatments is None else RelativeTo(jnp.argmax(treatments == self.code))
+
+
+@checked
+def relative_to(code: int) -> Callable[[Any], Any]:
+    """Log-odds of every other treatment against the control: how a sample differs from those of the control.
+
+    A distance between them counts the control's own logit in every column; that between centred logits counts all
+    alike. For screens whose treatments are to be read as effects on the control. The control's column, which would be
+    zero, is left out.
+
+    Args:
+        code: of the control, which both modalities must have.
+
+    Returns:
+        A function of logits `[..., K]` to `[..., K - 1]`, hashable and a pytree. In `from_logits` and `Learner` the
+        control is found by its code, whichever treatments are kept.
+
+    Raises:
+        ValueError: a code below 0.
+
+    Example:
+        >>> relative_to(0)(jnp.array([[1.0, 3.0, 0.5]])).tolist()
+        [[2.0, -0.5]]
+        >>> from_logits(jnp.array([[9.0, 1.0, 3.0]]), transform=relative_to(2), treatments=jnp.array([1, 2])).tolist()
+        [[-2.0]]
+    """
+    if code < 0:
+        raise ValueError(f"code: expected one of a treatment, from 0 up, got {code}")
+    return RelativeTo(code)
+
+
 @checked
 def propensity(
     model: Model,
@@ -207,7 +255,7 @@ def from_logits(
         if treatments.ndim != 1 or not jnp.issubdtype(treatments.dtype, jnp.integer):
             raise ValueError(f"treatments: expected integers [d], got {treatments.dtype} {treatments.shape}")
         logits = logits[:, treatments]
-    return transform(logits)
+    return (transform.among(treatments) if isinstance(transform, RelativeTo) else transform)(logits)
 
 
 @checked
@@ -233,4 +281,4 @@ def log_prior(t: Int[Array, " n"], num_treatments: int) -> Float[Array, " K"]:
     return jnp.log(jnp.maximum(counts, 1) / jnp.maximum(counts.sum(), 1))
 
 
-__all__ = ["centre", "from_logits", "log_prior", "propensity", "tempered"]
+__all__ = ["centre", "from_logits", "log_prior", "propensity", "relative_to", "tempered"]

@@ -56,7 +56,7 @@ def made(tmp_path_factory):
     file("p", 36, 4, column="well", seed=1).write_h5ad(folder / "protein.h5ad")
     result = call(
         "align", folder / "rna.h5ad", folder / "protein.h5ad", "--treatment", "guide", "--within", "plate", "--within",
-        "well", "--batch", "donor", "--control", "x", "--impute-b", "--quick", "--epochs", 1,
+        "well", "--batch", "donor", "--control", "x", "--impute-b", "--relative-to-control", "--quick", "--epochs", 1,
         "--output", folder / "out",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
@@ -76,6 +76,7 @@ def test_every_table_tells_treatment_and_plate(made):
     report = json.loads((folder / "out" / "report.json").read_text())
     assert {row["name"] for row in report["treatments"]} == {f"{drug}, {plate}" for drug in "xyz" for plate in (1, 2)}
     assert (report["settings"]["within"], report["settings"]["within_b"]) == ("plate", "well")
+    assert report["settings"]["relative_to_control"]
     assert report["control"]["name"] in ("x, 1", "x, 2")
     apart = {row["name"]: row["distance_from_control_a"] for row in report["treatments"]}
     assert apart["x, 1"] == apart["x, 2"] == 0
@@ -124,6 +125,7 @@ def test_new_cells_have_plates_of_either_name(made):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
+        (["--relative-to-control"], "--relative-to-control: expected --control beside it"),
         (["--within", "day"], "within: no column 'day'"),
         (3 * ["--within", "plate"], "--within: expected one column"),
         (["--batch", "day"], "batch: no column 'day'"),
