@@ -91,7 +91,8 @@ def align_many(
 
     Args:
         key: a typed key.
-        modalities: at least two; sizes may differ, treatments may be missing.
+        modalities: at least two; sizes may differ, treatments may be missing. Codes that stand for a treatment within a
+            stratum are not told apart here: classifiers predict whatever the codes are.
         num_treatments: of the codes.
         reference: the one that the others are matched with; best the one with most samples of most treatments.
         learners: one for each modality, None for the default, or one for all; see `align`.

@@ -34,6 +34,7 @@ def split(key: KeyArray, data: Unpaired, fractions: Sequence[float], truth: Trut
             with pairs of two treatments.
 
     Example:
+        >>> from psa_jax.data.samples import Modality
         >>> data = Unpaired(*2 * [Modality(jnp.ones((10, 2)), jnp.arange(10) % 2)], 2)
         >>> train, test = split(jax.random.key(0), data, (0.6, 0.4))
         >>> train.a.t.size, test.b.t.size
@@ -82,7 +83,8 @@ def permute_treatments(key: KeyArray, data: Unpaired) -> Unpaired:
     how much of the figures on the true labels is the pipeline's own doing.
 
     Args:
-        key: a typed key; each modality gets a permutation of its own, within strata where there are some.
+        key: a typed key; each modality gets a permutation of its own, within strata where there are some (one that has a single
+            treatment keeps it).
         data: what to permute the labels of.
 
     Returns:
@@ -92,6 +94,7 @@ def permute_treatments(key: KeyArray, data: Unpaired) -> Unpaired:
         ValueError: invalid data, see `validate`.
 
     Example:
+        >>> from psa_jax.data.samples import Modality
         >>> data = Unpaired(*2 * [Modality(jnp.ones((6, 2)), jnp.arange(6) % 2)], 2)
         >>> control = permute_treatments(jax.random.key(0), data)
         >>> jnp.bincount(control.a.t).tolist()
