@@ -256,6 +256,8 @@ def check_like(name: str, other: Unpaired, data: Unpaired) -> None:
         raise ValueError(f"{name}: expected the names of treatments of data, {data.names}, got {other.names}")
     if other.strata != data.strata:
         raise ValueError(f"{name}: expected the strata of data, got {'none' if other.strata is None else 'others'}")
+    if other.batches != data.batches and None not in (other.batches, data.batches):
+        raise ValueError(f"{name}: expected the names of batches of data, {data.batches}, got {other.batches}")
     for side in ("a", "b"):
         ours, theirs = np.shape(getattr(data, side).x)[1:], np.shape(getattr(other, side).x)[1:]
         if ours != theirs:

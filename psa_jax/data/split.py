@@ -83,8 +83,8 @@ def permute_treatments(key: KeyArray, data: Unpaired) -> Unpaired:
     how much of the figures on the true labels is the pipeline's own doing.
 
     Args:
-        key: a typed key; each modality gets a permutation of its own, within strata where there are some (one that has a single
-            treatment keeps it).
+        key: a typed key; each modality gets a permutation of its own, within strata where there are some (one that
+            has a single treatment keeps it).
         data: what to permute the labels of.
 
     Returns:

@@ -156,3 +156,18 @@ def test_images_and_queries_with_a_batch_that_data_lack_are_refused():
     plain = dataclasses.replace(data, a=psa.Modality(images, t))
     with pytest.raises(ValueError, match="query: modality a: expected no batch, as data has none"):
         psa.align(KEY, plain, query=data)
+
+
+def test_a_query_with_batches_of_other_names_is_refused(made):
+    data = made[0]
+    with pytest.raises(ValueError, match="query: expected the names of batches of data"):
+        psa.align(KEY, data, query=dataclasses.replace(data, batches=("old", "new")))
+
+
+@pytest.mark.slow
+def test_more_than_two_modalities_have_batches_of_their_own(made):
+    data, (_, found), _, _, _ = made
+    quick = dataclasses.replace(QUICK, training=psa.Training(epochs=2))
+    many = psa.align_many(KEY, [data.b, data.a, data.a], 4, learners=quick)
+    assert [side.scorer.batches is None for side in many.representations] == [True, False, False]
+    assert many.alignment(1).T.score_a(data.a.x[:3], data.a.batch[:3]).shape == (3, 4)
