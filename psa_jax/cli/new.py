@@ -149,9 +149,10 @@ def _tell_new_batch(show: Show, other: Any) -> None:
 
 def _tell_mixed(show: Show, kept: Kept, mixed: int, total: int, where: str) -> None:
     if mixed:
-        within = "" if kept.alignment.strata is None else f" in a known {kept.column('within')}"
+        if kept.alignment.strata is not None:
+            where = f"those of no known {kept.column('within')} among them; {where}"
         show.note(
-            f"{mixed} of {total} cells have no treatment that was matched{within}: treatments were mixed by their "
-            f"propensities ({where})"
+            f"{mixed} of {total} cells have no treatment that was matched: treatments were mixed by their propensities "
+            f"({where})"
         )
     show.print_notes()
