@@ -171,7 +171,7 @@ class Coupling:
             if not gaps:
                 return jnp.matmul(p.astype(dtype), flat.astype(dtype), precision="highest")
             mean = jnp.matmul(p.astype(dtype), jnp.where(finite, flat, 0).astype(dtype), precision="highest")
-            met = jnp.matmul((p > 0).astype(dtype), (~finite).astype(dtype)) > 0.5
+            met = jnp.matmul((p > 0).astype(dtype), (~finite).astype(dtype), precision="highest") > 0.5
             return jnp.where(met, jnp.nan, mean)
 
         return self._rows(average, chunk).reshape(-1, *y.shape[1:])

@@ -33,7 +33,7 @@ def descend(
     dtype = solver_dtype(u, v)
     u, v, a, b, gamma, tol = alike(*(jax.lax.stop_gradient(jnp.asarray(x, dtype)) for x in (u, v, a, b, gamma, tol)))
     u, v = (x.reshape(x.shape[0], -1) for x in (u, v))
-    with ott_rules(), jax.default_matmul_precision("highest"):
+    with ott_rules():
         if cost is cosine:
             u, v = (jnp.where((w > 0)[:, None], direction(x), 0) for x, w in ((u, a), (v, b)))
         else:

@@ -112,7 +112,7 @@ def solve_hessian(
     if taus == (1.0, 1.0):
         null = jnp.where(half_b > 0, 1 / jnp.where(half_b > 0, half_b, 1), 0)
         null = null / jnp.linalg.norm(null)
-        aim = aim - null * jnp.vdot(null, aim)
+        aim = aim - null * _inner(null, aim)
     y = half_b * jax.lax.custom_linear_solve(schur, aim, conjugate_gradients, symmetric=True)
     return through(y, left)[0], y
 
@@ -128,16 +128,16 @@ def conjugate_gradients(operator: Callable[[Array], Array], aim: Array) -> Array
     scale = jnp.abs(aim).max()
     scale = jnp.where(scale > 0, scale, 1)  # squares of tiny aims would underflow
     aim = aim / scale
-    enough = machine ** (2 * CG_POWER) * jnp.vdot(aim, aim)
+    enough = machine ** (2 * CG_POWER) * _inner(aim, aim)
 
     def step(state: Any) -> Any:
         x, rest, direction, squares, k, _ = state
         image = operator(direction)
-        curvature = jnp.vdot(direction, image)
-        known = curvature > CURVATURE * machine * jnp.vdot(direction, direction)
+        curvature = _inner(direction, image)
+        known = curvature > CURVATURE * machine * _inner(direction, direction)
         length = jnp.where(known, squares / jnp.where(known, curvature, 1), 0)
         rest = rest - length * image
-        after = jnp.vdot(rest, rest)
+        after = _inner(rest, rest)
         ratio = after / jnp.where(squares > 0, squares, 1)
         return x + length * direction, rest, rest + ratio * direction, after, k + 1, known
 
@@ -145,7 +145,7 @@ def conjugate_gradients(operator: Callable[[Array], Array], aim: Array) -> Array
         *_, squares, k, known = state
         return (squares > enough) & (k < CG_STEPS) & known
 
-    squares = jnp.vdot(aim, aim)
+    squares = _inner(aim, aim)
     start = jnp.zeros_like(aim), aim, aim, squares, 0, squares > 0
     return scale * jax.lax.while_loop(go_on, step, start)[0]
 
@@ -186,3 +186,7 @@ def newton(
         return better & ~(report.residual <= tol) & (report.newton_steps < settings.newton)
 
     return jax.lax.while_loop(go_on, one, (f, g, report, jnp.full_like(eps, True, bool)))[:3]
+
+
+def _inner(x: Array, y: Array) -> Array:
+    return jnp.vdot(x, y, precision="highest")

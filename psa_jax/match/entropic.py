@@ -98,10 +98,16 @@ def _over_differential(primals: Any, tangents: Any) -> tuple[Array, Array]:
 def ott_rules() -> Any:
     """For calls of ott-jax, which relies on JAX's default promotion rules; callers may run under stricter ones.
 
+    Its products decide plans, and ask for the full precision that accelerators do not give by default.
+
     Most of its loops start from constants, which `shard_map` refuses as it is by default: said in words.
     """
     try:
-        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        with (
+            jax.numpy_dtype_promotion("standard"),
+            jax.numpy_rank_promotion("allow"),
+            jax.default_matmul_precision("highest"),
+        ):
             yield
     except TypeError as error:
         if "manual axis types" not in str(error):

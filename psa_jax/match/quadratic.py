@@ -151,7 +151,7 @@ def _never_zero(weights: Array) -> Array:
 
 def _gw_cost(p: _Problem, plan: Array) -> Array:
     rows, cols = plan.sum(1), plan.sum(0)
-    squares = rows @ _product(p.dx**2, rows) + cols @ _product(p.dy**2, cols)
+    squares = _product(_product(rows, p.dx**2), rows) + _product(_product(cols, p.dy**2), cols)
     return squares - 2 * (_product(_product(p.dx, plan), p.dy) * plan).sum()
 
 
@@ -161,13 +161,14 @@ def _product(x: Array, y: Array) -> Array:
 
 def _spread(p: _Problem) -> Array:
     """The standard deviations of costs and of `(D_ik - D'_jl)²` under the product of the weights, weighed by alpha."""
-    x1, x2, x3, x4 = (p.a @ p.dx**k @ p.a for k in range(1, 5))
-    y1, y2, y3, y4 = (p.b @ p.dy**k @ p.b for k in range(1, 5))
+    x1, x2, x3, x4 = (_product(_product(p.a, p.dx**k), p.a) for k in range(1, 5))
+    y1, y2, y3, y4 = (_product(_product(p.b, p.dy**k), p.b) for k in range(1, 5))
     mean = x2 - 2 * x1 * y1 + y2
     quadratic = _deviation(x4 - 4 * x3 * y1 + 6 * x2 * y2 - 4 * x1 * y3 + y4 - mean**2)
     linear = 0.0
     if p.costs is not None:
-        linear = _deviation(p.a @ (p.costs - p.a @ p.costs @ p.b) ** 2 @ p.b)
+        mean_cost = _product(_product(p.a, p.costs), p.b)
+        linear = _deviation(_product(_product(p.a, (p.costs - mean_cost) ** 2), p.b))
     spread = p.alpha * quadratic + (1 - p.alpha) * linear
     return jnp.where(spread == 0, 1, spread)
 
