@@ -11,11 +11,11 @@ import psa_jax
 from psa_jax.align.alignment import Alignment
 from psa_jax.align.new import expected, extends
 from psa_jax.arguments import checked
-from psa_jax.data.components import chunks
 from psa_jax.data.labels import is_missing, keys_of
+from psa_jax.data.rows import Rows, whole
 from psa_jax.io.containers import check_anndata, column, listed, some
 from psa_jax.io.loaded import Loaded
-from psa_jax.io.prepare import Preparation
+from psa_jax.io.prepare import Preparation, normalised_rows, prepare_some
 
 
 @checked
@@ -40,12 +40,15 @@ def reference(loaded: Loaded, adata: Any, *, features: Any = "all") -> Any:
     check_anndata("adata", adata)
     rows = _places("adata", adata.obs_names, loaded.cells_b)
     chosen = _chosen(done, features)
-    x = done.normalised(adata)
+    used = np.zeros(adata.n_obs, bool)
+    used[rows] = True
+    x = normalised_rows(done, adata, used)
     if isinstance(features, int) and features < len(chosen):
         chosen = np.sort(np.argsort(-_variances(x), kind="stable")[:features])
     names = np.asarray(done.features, object)[chosen]
-    x = x[:, chosen] if len(chosen) < len(done.features) or isinstance(features, list | tuple) else x
-    x = x[rows]  # last: there may be many more features than are wanted
+    if len(chosen) < len(done.features) or isinstance(features, list | tuple):
+        x = x.map(lambda part: part[:, chosen], len(chosen))
+    x = whole(x)[(np.cumsum(used) - 1)[rows]]
     if done.origin.obsm is None and adata.var_names.is_unique:
         var = adata.var.loc[list(names)].copy()
     else:
@@ -97,7 +100,7 @@ def impute_from(alignment: Alignment, loaded: Loaded, a: Any, source: Any) -> An
     rest = np.ones(a.n_obs, bool)
     rest[rows] = ~np.isfinite(mean[rows]).all(axis=1)
     if rest.any() and extends(alignment.projection.coupling):
-        x = loaded.preparations[0].prepare(a[rest])
+        x = prepare_some(loaded.preparations[0], a, rest)
         found = alignment.predict(x, y=source.X)
         mean[rest], std[rest] = found.values, found.std
         scores[rest] = np.where(np.isnan(scores[rest]), alignment.score_a(jnp.asarray(x)), scores[rest])
@@ -214,10 +217,10 @@ def _chosen(done: Preparation, features: Any) -> np.ndarray:
     return np.array([place[name] for name in wanted], int)
 
 
-def _variances(x: Any) -> np.ndarray:
+def _variances(x: Rows) -> np.ndarray:
     """The variance of each feature."""
     total, squares = np.zeros(x.shape[1]), np.zeros(x.shape[1])
-    for part in chunks(x):
+    for part in x:
         total += np.asarray(part.sum(axis=0, dtype=np.float64)).ravel()
         part = part.multiply(part) if hasattr(part, "multiply") else part.astype(np.float64) ** 2
         squares += np.asarray(part.sum(axis=0, dtype=np.float64)).ravel()

@@ -7,8 +7,9 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from psa_jax.data.counts import totals
+from psa_jax.data.counts import survey
 from psa_jax.data.labels import differing, names_of, ordered
+from psa_jax.data.rows import Rows
 from psa_jax.data.samples import Modality, Truth, Unpaired, describe, validate
 from psa_jax.io.containers import check_measured, check_pairs, listed
 from psa_jax.io.origin import Origin
@@ -137,7 +138,7 @@ class Side:
         treatment: the name of the column of labels.
         origin: where its features stand.
         features: their names.
-        x: `[cells, features]` as they stand in the file.
+        x: `[cells, features]` as they stand in the file, some rows at a time.
         cells: `[cells]` names.
         labels: `[cells]`, None where there is none.
     """
@@ -146,7 +147,7 @@ class Side:
     treatment: str
     origin: Origin
     features: tuple[str, ...]
-    x: Any
+    x: Rows
     cells: np.ndarray
     labels: np.ndarray
 
@@ -182,13 +183,14 @@ def loaded(sides: tuple[Side, Side], pair: np.ndarray, how: Reading) -> Loaded:
     called = [side.name for side in sides]
     check_pairs(called, sides[0].cells, [side.labels for side in sides], pair, told)
     check_measured(called, [side.x for side in sides], pair, told)
-    features = [side.x if kept.all() else side.x[np.flatnonzero(kept)] for side, kept in zip(sides, keep, strict=True)]
+    features = [side.x.where(kept) for side, kept in zip(sides, keep, strict=True)]
     codes = [jnp.asarray([code[label] for label in labels], jnp.int32) for labels in used]
-    sums = [Modality(jnp.asarray(totals(x)[:, None], jnp.float32), t) for x, t in zip(features, codes, strict=True)]
+    found = [survey(x) for x in features]
+    sums = [Modality(jnp.asarray(x.totals[:, None], jnp.float32), t) for x, t in zip(found, codes, strict=True)]
     validate(Unpaired(sums[0], sums[1], len(treatments), names))
     done = [
-        learn_preparation(side.name, side.origin, side.features, x, how.num_components, as_is=how.as_is)
-        for side, x in zip(sides, features, strict=True)
+        learn_preparation(side.name, side.origin, side.features, x, numbers, how.num_components, as_is=how.as_is)
+        for side, x, numbers in zip(sides, features, found, strict=True)
     ]
     a, b = (Modality(jnp.asarray(x, jnp.float32), t) for (_, x), t in zip(done, codes, strict=True))
     place = np.append(np.where(keep[1], np.cumsum(keep[1]) - 1, -1), -1)
