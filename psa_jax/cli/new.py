@@ -37,7 +37,7 @@ def predict(output: Path, show: Show, kept: Kept, file: Path, treatment: str | N
 
 def score(output: Path, show: Show, kept: Kept, file: Path, fill_missing: bool) -> None:
     """Writes new cells with their scores and propensities beside all that they had."""
-    adata, _ = _read(show, kept, file, None)
+    adata, _ = _read(show, kept, file, None, stay=False)  # all of it is written again
     alignment = kept.alignment
     with show.stage("scores", "scores"), show.noting(), quietly():
         x = jnp.asarray(kept.preparation.prepare(adata, fill_missing=fill_missing))
@@ -98,10 +98,10 @@ def _best(names: np.ndarray, columns: np.ndarray, probabilities: np.ndarray) -> 
     return [part for j, p in pairs for part in ((str(names[j]), f"{p:.6g}") if j >= 0 else ("", ""))]
 
 
-def _read(show: Show, kept: Kept, file: Path, treatment: str | None) -> tuple[Any, str | None]:
+def _read(show: Show, kept: Kept, file: Path, treatment: str | None, *, stay: bool = True) -> tuple[Any, str | None]:
     """The new cells, and the column of their treatments: the one asked for, or that of training where it is there."""
     with show.stage("data", f"read {file.name}"), quietly():
-        adata = open_file(file)
+        adata = open_file(file, stay=stay)
         if hasattr(adata, "mod"):
             if kept.preparation.modality not in adata.mod:
                 raise ValueError(f"{file}: expected a modality {kept.preparation.modality!r}, got {list(adata.mod)}")

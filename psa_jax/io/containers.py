@@ -9,6 +9,7 @@ from scipy import sparse
 from psa_jax.align.alignment import AlignmentWarning
 from psa_jax.data.labels import is_missing, keys_of
 from psa_jax.data.rows import Rows, read_rows, rows_of
+from psa_jax.io.stored import by_rows
 
 SHOWN = 5
 PARTS = "obs", "var", "obsm", "layers", "obs_names"
@@ -30,15 +31,15 @@ def check_anndata(name: str, adata: Any) -> None:
 def matrix(where: str, x: Any, num_cells: int) -> Rows:
     """Features `[num_cells, d]` of numbers as this machine has them, some rows at a time.
 
-    What stands in a file that is open is read from there, and nowhere held as a whole; but sparse columns are, in
-    which no rows can be found.
+    What stands in a file that is open is read from there, and nowhere held as a whole; sparse columns, in which no rows
+    can be found, are written into a temporary file by rows.
 
     Raises:
         ValueError: no numbers, or not of these cells; it says `where`.
     """
     stored = hasattr(x, "to_memory")  # sparse, of a file that is open
     if stored and x.format != "csr":
-        x, stored = x.to_memory(), False
+        x, stored = by_rows(x), False
     if hasattr(x, "iloc"):
         others = [name for name, kind in x.dtypes.items() if getattr(kind, "kind", "O") not in "biuf"]
         if others:
