@@ -1,6 +1,7 @@
 """What AnnData and MuData hold, checked before it is used: matrices, labels, and whose cell is whose."""
 
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,17 @@ def check_anndata(name: str, adata: Any) -> None:
             f"{name}: expected unique cell names, got {len(twice)} more than once ({some(twice)}): "
             "obs_names_make_unique() names them apart if they are different cells"
         )
+
+
+def places(name: str, there: Any, wanted: Sequence[str]) -> np.ndarray:
+    """Where each of the wanted cells stands."""
+    place = {str(cell): i for i, cell in enumerate(there)}
+    gone = [cell for cell in wanted if cell not in place]
+    if gone:
+        raise ValueError(
+            f"{name}: expected the {len(wanted)} cells that were loaded, got none for {len(gone)} ({some(gone)})"
+        )
+    return np.array([place[cell] for cell in wanted], int)
 
 
 def matrix(where: str, x: Any, num_cells: int) -> Rows:

@@ -1,7 +1,6 @@
 """Imputed values in real feature names: cells of one modality, features of the other, as AnnData."""
 
 import warnings
-from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -13,7 +12,7 @@ from psa_jax.align.new import expected, extends
 from psa_jax.arguments import checked
 from psa_jax.data.labels import is_missing, keys_of
 from psa_jax.data.rows import Rows, whole
-from psa_jax.io.containers import check_anndata, column, listed, some
+from psa_jax.io.containers import check_anndata, column, listed, places, some
 from psa_jax.io.loaded import Loaded
 from psa_jax.io.prepare import Preparation, normalised_rows, prepare_some
 
@@ -38,7 +37,7 @@ def reference(loaded: Loaded, adata: Any, *, features: Any = "all") -> Any:
 
     done = loaded.preparations[1]
     check_anndata("adata", adata)
-    rows = _places("adata", adata.obs_names, loaded.cells_b)
+    rows = places("adata", adata.obs_names, loaded.cells_b)
     chosen = _chosen(done, features)
     used = np.zeros(adata.n_obs, bool)
     used[rows] = True
@@ -82,7 +81,7 @@ def impute(alignment: Alignment, loaded: Loaded, a: Any, b: Any, *, features: An
         ValueError: files or an alignment of other cells, features that do not exist.
     """
     check_anndata("a", a)
-    _places("a", a.obs_names, loaded.cells_a)
+    places("a", a.obs_names, loaded.cells_a)
     return impute_from(alignment, loaded, a, reference(loaded, b, features=features))
 
 
@@ -92,7 +91,7 @@ def impute_from(alignment: Alignment, loaded: Loaded, a: Any, source: Any) -> An
         raise ValueError(f"alignment: expected one of {shape} cells, got {alignment.coupling.shape}")
     if alignment.projection is None:
         raise ValueError("alignment: expected one with a projection, as `align` makes it, got one made by hand")
-    rows = _places("a", a.obs_names, loaded.cells_a)
+    rows = places("a", a.obs_names, loaded.cells_a)
     mean, std = (np.full((a.n_obs, source.n_vars), np.nan, np.float32) for _ in range(2))
     scores = np.full((a.n_obs, alignment.scores_a.shape[1]), np.nan, np.float32)
     mean[rows], std[rows] = expected(alignment.projection.law, source.X)
@@ -186,17 +185,6 @@ def _annotated(
         return anndata.AnnData(
             mean, obs=obs, var=source.var.copy(), obsm=arrays, layers={"std": std}, uns={"psa": about}
         )
-
-
-def _places(name: str, there: Any, wanted: Sequence[str]) -> np.ndarray:
-    """Where each of the wanted cells stands."""
-    place = {str(cell): i for i, cell in enumerate(there)}
-    gone = [cell for cell in wanted if cell not in place]
-    if gone:
-        raise ValueError(
-            f"{name}: expected the {len(wanted)} cells that were loaded, got none for {len(gone)} ({some(gone)})"
-        )
-    return np.array([place[cell] for cell in wanted], int)
 
 
 def _chosen(done: Preparation, features: Any) -> np.ndarray:
