@@ -1,5 +1,6 @@
 """Large files: an AnnData whose matrices stay where they are, to be read some rows at a time."""
 
+import contextlib
 import os
 import tempfile
 from pathlib import Path
@@ -17,12 +18,13 @@ KEPT = "X", "layers"
 def is_large(path: str | os.PathLike[str]) -> bool:
     """Whether the matrices of an `.h5ad`, `.zarr` or `.h5mu` file would take more memory than `LARGE`."""
     group = _open(Path(path))
-    sides = [side for _, side in _members(group["mod"])] if Path(path).suffix == ".h5mu" else [group]
-    return sum(_size(side[name]) for side in sides for name in KEPT if name in side) > LARGE
+    with group if hasattr(group, "close") else contextlib.nullcontext():
+        sides = [side for _, side in _members(group["mod"])] if Path(path).suffix == ".h5mu" else [group]
+        return sum(_size(side[name]) for side in sides for name in KEPT if name in side) > LARGE
 
 
 def open_stored(path: str | os.PathLike[str]) -> Any:
-    """The AnnData in an `.h5ad` or `.zarr` file; `X` and layers are read when they are used, all else at once."""
+    """The AnnData in an `.h5ad` or `.zarr` file, without `raw`: `X` and layers are read when they are used."""
     import anndata
     from anndata.io import read_elem
 
