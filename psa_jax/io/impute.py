@@ -92,12 +92,10 @@ def impute_from(alignment: Alignment, loaded: Loaded, a: Any, source: Any) -> An
     if alignment.projection is None:
         raise ValueError("alignment: expected one with a projection, as `align` makes it, got one made by hand")
     rows = places("a", a.obs_names, loaded.cells_a)
-    mean, std = (np.full((a.n_obs, source.n_vars), np.nan, np.float32) for _ in range(2))
     scores = np.full((a.n_obs, alignment.scores_a.shape[1]), np.nan, np.float32)
-    mean[rows], std[rows] = expected(alignment.projection.law, source.X)
+    mean, std = expected(alignment.projection.law, source.X, rows, a.n_obs)
     scores[rows] = alignment.scores_a
-    rest = np.ones(a.n_obs, bool)
-    rest[rows] = ~np.isfinite(mean[rows]).all(axis=1)
+    rest = np.asarray(~np.isfinite(mean).all(axis=1))
     if rest.any() and extends(alignment.projection.coupling):
         x = prepare_some(loaded.preparations[0], a, rest)
         found = alignment.predict(x, y=source.X)
