@@ -96,4 +96,3 @@ def test_classifiers_lower_for_accelerators(model):
         return psa.propensity(model, fitted.params, x), fitted.history.train_loss
 
     jax.export.export(jax.jit(train), platforms=["cuda", "tpu"])(jax.ShapeDtypeStruct(x.shape, x.dtype))
-

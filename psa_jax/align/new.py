@@ -115,11 +115,14 @@ def weighed(
     return weights / np.where(total > 0, total, 1), codes
 
 
-def expected(law: Blocked, y: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and deviation `[n, p]` of values `[m, p]` (an array or sparse) under each row's law; NaN without partner."""
-    mean, std = (np.empty((law.shape[0], y.shape[1]), np.float32) for _ in range(2))
+def expected(law: Blocked, y: Any, rows: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and deviation `[n, p]` of values `[m, p]` (an array or sparse) under the law of each of the `rows`.
+
+    NaN for rows without a partner, and for all others.
+    """
+    mean, std = (np.full((n, y.shape[1]), np.nan, np.float32) for _ in range(2))
     for part in _columns(y.shape[1]):
-        mean[:, part], std[:, part] = _moments(law, y, part)
+        mean[rows, part], std[rows, part] = _moments(law, y, part)
     return mean, std
 
 
@@ -130,10 +133,11 @@ def predicted(
 
     `weights` `[k, T]` are the propensities of `treatments` `[T]`, by which the unknown are mixed.
     """
-    mean, std = (np.full((u.shape[0], y.shape[1]), np.nan, np.float32) for _ in range(2))
     known, unknown = np.flatnonzero(t >= 0), np.flatnonzero(t < 0)
     if known.size:
-        mean[known], std[known] = expected(extend(law, u[known], t[known]), y)
+        mean, std = expected(extend(law, u[known], t[known]), y, known, t.size)
+    else:
+        mean, std = (np.full((t.size, y.shape[1]), np.nan, np.float32) for _ in range(2))
     for first in range(0, unknown.size, ROWS):
         rows = unknown[first : first + ROWS]
         filled = np.resize(rows, min(ROWS, unknown.size))  # of one shape, to be compiled once

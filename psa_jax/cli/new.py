@@ -56,7 +56,7 @@ def predict(output: Path, show: Show, kept: Kept, file: Path, asked: Labels, fil
 
 def score(output: Path, show: Show, kept: Kept, file: Path, asked: Labels, fill_missing: bool) -> None:
     """Writes new cells with their scores and propensities beside all that they had."""
-    adata, labels = _read(show, kept, file, asked)
+    adata, labels = _read(show, kept, file, asked, stay=False)  # all of it is written again
     alignment = kept.alignment
     with show.stage("scores", "scores"), show.noting(), quietly():
         x = jnp.asarray(kept.preparation.prepare(adata, fill_missing=fill_missing))
@@ -127,10 +127,10 @@ def _best(names: np.ndarray, columns: np.ndarray, probabilities: np.ndarray) -> 
     return [part for j, p in pairs for part in ((str(names[j]), f"{p:.6g}") if j >= 0 else ("", ""))]
 
 
-def _read(show: Show, kept: Kept, file: Path, asked: Labels) -> tuple[Any, Labels]:
+def _read(show: Show, kept: Kept, file: Path, asked: Labels, *, stay: bool = True) -> tuple[Any, Labels]:
     """The new cells, and the columns of their labels: those asked for, or those of training where they are there."""
     with show.stage("data", f"read {file.name}"), quietly():
-        adata = open_file(file)
+        adata = open_file(file, stay=stay)
         if hasattr(adata, "mod"):
             if kept.preparation.modality not in adata.mod:
                 raise ValueError(f"{file}: expected a modality {kept.preparation.modality!r}, got {list(adata.mod)}")

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any, NoReturn
 import typer
 
 from psa_jax import io
+from psa_jax.io.stored import is_large, open_stored
 
 KINDS = (".h5ad", ".h5mu", ".zarr")
 MANY = 2000  # features: more are imputed only if they are asked for
@@ -107,7 +109,7 @@ def read(source: Source) -> Read:
     kinds = [check_suffix(file) for file in source.files]
     with quietly():
         if len(kinds) == 2:
-            one, other = map(open_file, source.files)
+            one, other = (open_file(file, stay=True) for file in source.files)
             stems = (source.files[0].stem, source.files[1].stem)
             names = source.modalities or (stems if stems[0] != stems[1] else None)
             obsm = None
@@ -121,7 +123,7 @@ def read(source: Source) -> Read:
             )
             return Read(loaded, one, other)
         if kinds[0] == ".h5mu":
-            found = open_file(source.files[0])
+            found = open_file(source.files[0], stay=True)
             loaded = io.from_mudata(
                 found, treatment=source.treatment[0], modalities=source.modalities, pairs=source.pairs, **source.shared
             )
@@ -131,7 +133,7 @@ def read(source: Source) -> Read:
             raise ValueError(
                 "--pairs, --no-pairs: for an .h5mu file only, or two files; the cells of one file have both modalities"
             )
-        found = open_file(source.files[0])
+        found = open_file(source.files[0], stay=True)
         loaded = io.from_anndata(found, treatment=source.treatment[0], modalities=source.modalities, **source.shared)
         return Read(loaded, found, found)
 
@@ -175,8 +177,8 @@ def check_suffix(file: Path) -> str:
     return file.suffix
 
 
-def open_file(file: Path) -> Any:
-    """Reads an `.h5ad`, `.zarr` or `.h5mu` file."""
+def open_file(file: Path, *, stay: bool = False) -> Any:
+    """Reads an `.h5ad`, `.zarr` or `.h5mu` file; matrices of a large one may `stay` in it."""
     kind = check_suffix(file)
     if not (file.is_dir() if kind == ".zarr" else file.is_file()):
         wanted = "a folder" if kind == ".zarr" else "a file"
@@ -187,8 +189,9 @@ def open_file(file: Path) -> Any:
     except ImportError as error:
         raise ImportError(f"{kind} files need anndata and mudata: pip install anndata mudata") from error
     readers = {".h5ad": anndata.read_h5ad, ".zarr": anndata.read_zarr, ".h5mu": mudata.read_h5mu}
+    in_place = {".h5ad": open_stored, ".zarr": open_stored, ".h5mu": functools.partial(mudata.read_h5mu, backed="r")}
     try:
-        return readers[kind](file)
+        return (in_place if stay and is_large(file) else readers)[kind](file)
     except Exception as error:
         raise ValueError(f"{file}: could not be read as {kind} ({type(error).__name__}: {error})") from error
 

@@ -1,38 +1,53 @@
 """Counts: what they look like, and how they are made comparable between cells."""
 
+import dataclasses
 from typing import Any
 
 import numpy as np
 from scipy import sparse
 
-from psa_jax.data.components import bounds, chunks
+from psa_jax.data.rows import rows_of
 
 
-def are_counts(x: Any) -> bool:
-    """Whether a matrix `[n, d]`, sparse or not, holds nothing but whole numbers from 0 up, and not all of them 0."""
-    something = False
-    for part in chunks(x):
+@dataclasses.dataclass(frozen=True, eq=False)
+class Survey:
+    """What numbers a matrix `[n, d]` holds.
+
+    Attributes:
+        finite: no NaN, no infinity.
+        whole: nothing but whole numbers from 0 up.
+        something: not all of them are 0.
+        totals: `[n]` the sum of each row, in double precision.
+    """
+
+    finite: bool
+    whole: bool
+    something: bool
+    totals: np.ndarray
+
+    @property
+    def counts(self) -> bool:
+        """Whether they look like counts."""
+        return self.whole and self.something
+
+    @property
+    def usual_total(self) -> float:
+        """The median total of the cells that have any count: what counts are brought to."""
+        return float(np.median(self.totals[self.totals > 0]))
+
+
+def survey(x: Any) -> Survey:
+    """Reads a matrix once, sparse or not."""
+    finite, whole, something, totals = True, True, False, []
+    for part in rows_of(x):
         data = part.data if sparse.issparse(part) else part
-        if data.dtype.kind == "b":
-            return False
-        if data.dtype.kind == "f" and not (np.isfinite(data).all() and (data == np.rint(data)).all()):
-            return False
-        if data.size and data.min() < 0:
-            return False
+        if data.dtype.kind == "f":
+            finite = finite and bool(np.isfinite(data).all())
+            whole = whole and finite and bool((data == np.rint(data)).all())
+        whole = whole and data.dtype.kind != "b" and not (data.size and data.min() < 0)
         something = something or bool(data.any())
-    return something
-
-
-def totals(x: Any) -> np.ndarray:
-    """The sum of each row `[n]`, in double precision."""
-    found = [np.asarray(part.sum(axis=1, dtype=np.float64)).ravel() for part in chunks(x)]
-    return np.concatenate(found)
-
-
-def usual_total(x: Any) -> float:
-    """The median total of the cells that have any count: what counts are brought to."""
-    found = totals(x)
-    return float(np.median(found[found > 0]))
+        totals.append(np.asarray(part.sum(axis=1, dtype=np.float64)).ravel())
+    return Survey(finite, whole, something, np.concatenate(totals))
 
 
 def log_normalised(x: Any, total: float) -> Any:
@@ -44,13 +59,10 @@ def log_normalised(x: Any, total: float) -> Any:
         >>> log_normalised(np.array([[1, 3], [0, 0]]), 2.0).round(3).tolist()
         [[0.4050000011920929, 0.9160000085830688], [0.0, 0.0]]
     """
-    found = totals(x)
+    found = np.asarray(x.sum(axis=1, dtype=np.float64)).ravel()
     factor = (np.where(found > 0, total, 0) / np.where(found > 0, found, 1)).astype(np.float32)
     if sparse.issparse(x):
-        data = np.empty(x.data.shape, np.float32)
-        for first, last in bounds(x.shape[0], x.nnz // max(1, x.shape[0])):
-            place = slice(x.indptr[first], x.indptr[last])
-            by = np.repeat(factor[first:last], np.diff(x.indptr[first : last + 1]))
-            np.log1p(np.multiply(x.data[place], by, dtype=np.float32, casting="same_kind"), out=data[place])
+        data = np.repeat(factor, np.diff(x.indptr))
+        np.log1p(np.multiply(x.data, data, out=data, dtype=np.float32, casting="same_kind"), out=data)
         return sparse.csr_array((data, x.indices, x.indptr), shape=x.shape, copy=False)
     return np.log1p(x.astype(np.float32) * factor[:, None])

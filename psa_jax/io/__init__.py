@@ -11,7 +11,7 @@ from psa_jax.io.loaded import Loaded
 from psa_jax.io.origin import Origin
 from psa_jax.io.preparations import load_preparations, save_preparations
 from psa_jax.io.prepare import Preparation
-from psa_jax.io.results import status, to_mudata
+from psa_jax.io.results import status, to_anndata, to_mudata
 
 __all__ = [
     "Columns",
@@ -33,6 +33,7 @@ __all__ = [
     "save_preparations",
     "shuffle",
     "status",
+    "to_anndata",
     "to_mudata",
     "write_atomically",
 ]

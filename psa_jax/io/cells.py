@@ -42,7 +42,8 @@ def from_anndata(
     Features are `X` (or a layer, or an array of `obsm`). Counts among them, which are whole numbers from 0 up, are
     brought to the median total of their cells and `log(1 + count)` is taken, as scanpy does. Other numbers stay as they
     are, whatever layers there are beside them, and so do embeddings (`X_pca`, ...). What was done is kept:
-    `Loaded.prepare` does it to new cells.
+    `Loaded.prepare` does it to new cells. A matrix that stays in its file (`anndata.read_h5ad(path, backed="r")`) is
+    read some rows at a time, a dozen times over, and never held as a whole.
 
     Args:
         adata: an `anndata.AnnData`.

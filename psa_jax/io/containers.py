@@ -1,14 +1,16 @@
 """What AnnData and MuData hold, checked before it is used: matrices, labels, and whose cell is whose."""
 
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from scipy import sparse
 
 from psa_jax.align.alignment import AlignmentWarning
-from psa_jax.data.components import chunks
 from psa_jax.data.labels import is_missing, keys_of
+from psa_jax.data.rows import Rows, read_rows, rows_of
+from psa_jax.io.stored import by_rows
 
 SHOWN = 5
 PARTS = "obs", "var", "obsm", "layers", "obs_names"
@@ -27,14 +29,29 @@ def check_anndata(name: str, adata: Any) -> None:
         )
 
 
-def matrix(where: str, x: Any, num_cells: int) -> Any:
-    """Features `[num_cells, d]` of numbers as this machine has them: a NumPy array, or sparse rows.
+def places(name: str, there: Any, wanted: Sequence[str]) -> np.ndarray:
+    """Where each of the wanted cells stands."""
+    place = {str(cell): i for i, cell in enumerate(there)}
+    gone = [cell for cell in wanted if cell not in place]
+    if gone:
+        raise ValueError(
+            f"{name}: expected the {len(wanted)} cells that were loaded, got none for {len(gone)} ({some(gone)})"
+        )
+    return np.array([place[cell] for cell in wanted], int)
+
+
+def matrix(where: str, x: Any, num_cells: int) -> Rows:
+    """Features `[num_cells, d]` of numbers as this machine has them, some rows at a time.
+
+    What stands in a file that is open is read from there, and nowhere held as a whole; sparse columns, in which no rows
+    can be found, are written into a temporary file by rows.
 
     Raises:
         ValueError: no numbers, or not of these cells; it says `where`.
     """
-    if hasattr(x, "to_memory"):  # of a file that is open
-        x = x.to_memory()
+    stored = hasattr(x, "to_memory")  # sparse, of a file that is open
+    if stored and x.format != "csr":
+        x, stored = by_rows(x), False
     if hasattr(x, "iloc"):
         others = [name for name, kind in x.dtypes.items() if getattr(kind, "kind", "O") not in "biuf"]
         if others:
@@ -42,11 +59,26 @@ def matrix(where: str, x: Any, num_cells: int) -> Any:
         x = x.to_numpy(np.float64, na_value=np.nan)
     if isinstance(x, np.ma.MaskedArray) and x.dtype.kind in "biuf":
         x = np.where(np.ma.getmaskarray(x), np.nan, x.data)
-    x = sparse.csr_array(x) if sparse.issparse(x) else np.asarray(x)
+    stored = stored or (hasattr(x, "chunks") and hasattr(x, "dtype"))  # arrays of h5py, zarr and dask
+    if not stored:
+        x = sparse.csr_array(x) if sparse.issparse(x) else np.asarray(x)
     if x.dtype.kind not in "biuf":
         raise ValueError(f"{where}: expected numbers [{num_cells} cells, features], got {x.dtype}")
-    if x.ndim != 2 or x.shape[0] != num_cells or not x.shape[1]:
+    if len(x.shape) != 2 or x.shape[0] != num_cells or not x.shape[1]:
         raise ValueError(f"{where}: expected numbers [{num_cells} cells, features], got shape {x.shape}")
+    if not stored:
+        return rows_of(_as_usual(x))
+    group = getattr(x, "group", None)  # of sparse rows
+    width = x.shape[1] if group is None else group["data"].shape[0] // max(1, num_cells)
+    return read_rows(x, width, lambda part: _as_usual(_array(part)))
+
+
+def _array(part: Any) -> Any:
+    return sparse.csr_array(part) if sparse.issparse(part) else np.asarray(part)
+
+
+def _as_usual(x: Any) -> Any:
+    """Numbers with their bytes in this machine's order, every entry stored once."""
     x = x.astype(x.dtype.newbyteorder("="), copy=False)
     if sparse.issparse(x) and not x.has_canonical_format:  # some entries may be there in parts, which have no logarithm
         x = x.copy()
@@ -89,8 +121,10 @@ def labels_in(mdata: Any, modality: str, name: str, *, argument: str = "treatmen
     return labels_of(common.loc[adata.obs_names], name, "the common obs", argument=argument)
 
 
-def check_measured(names: list[str], features: list[Any], pair: np.ndarray, treatment: str) -> None:
+def check_measured(names: list[str], features: list[Rows], pair: np.ndarray, treatment: str) -> None:
     """Raises a `ValueError` where most pairs have nothing in one modality: an outer join of different cells."""
+    if not (pair >= 0).any():
+        return
     first, second = _empty(features[0])[pair >= 0], _empty(features[1])[pair[pair >= 0]]
     only = (~first & second).sum(), (first & ~second).sum()
     if min(only) and 2 * sum(only) > len(first):
@@ -146,12 +180,14 @@ def listed(names: Any) -> str:
     return "[" + ", ".join(map(str, names)) + "]"
 
 
-def _empty(x: Any) -> np.ndarray:
+def _empty(x: Rows) -> np.ndarray:
     """Which cells have nothing but zeros and NaN."""
-    if not sparse.issparse(x):
-        return ((x == 0) | np.isnan(x)).all(axis=1)
     found = []
-    for part in chunks(x):
-        rows = np.repeat(np.arange(part.shape[0]), np.diff(part.indptr))
-        found.append(np.bincount(rows[(part.data != 0) & ~np.isnan(part.data)], minlength=part.shape[0]) == 0)
+    for part in x:
+        if sparse.issparse(part):
+            cells = np.repeat(np.arange(part.shape[0]), np.diff(part.indptr))
+            something = np.bincount(cells[(part.data != 0) & ~np.isnan(part.data)], minlength=part.shape[0])
+            found.append(something == 0)
+        else:
+            found.append(((part == 0) | np.isnan(part)).all(axis=1))
     return np.concatenate(found)

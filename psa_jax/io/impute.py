@@ -1,7 +1,6 @@
 """Imputed values in real feature names: cells of one modality, features of the other, as AnnData."""
 
 import warnings
-from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -11,11 +10,11 @@ import psa_jax
 from psa_jax.align.alignment import Alignment
 from psa_jax.align.new import expected, extends
 from psa_jax.arguments import checked
-from psa_jax.data.components import chunks
 from psa_jax.data.labels import is_missing, keys_of
-from psa_jax.io.containers import check_anndata, column, listed, some
+from psa_jax.data.rows import Rows, whole
+from psa_jax.io.containers import check_anndata, column, listed, places, some
 from psa_jax.io.loaded import Loaded
-from psa_jax.io.prepare import Preparation
+from psa_jax.io.prepare import Preparation, normalised_rows, prepare_some
 
 
 @checked
@@ -38,14 +37,17 @@ def reference(loaded: Loaded, adata: Any, *, features: Any = "all") -> Any:
 
     done = loaded.preparations[1]
     check_anndata("adata", adata)
-    rows = _places("adata", adata.obs_names, loaded.cells_b)
+    rows = places("adata", adata.obs_names, loaded.cells_b)
     chosen = _chosen(done, features)
-    x = done.normalised(adata)
+    used = np.zeros(adata.n_obs, bool)
+    used[rows] = True
+    x = normalised_rows(done, adata, used)
     if isinstance(features, int) and features < len(chosen):
         chosen = np.sort(np.argsort(-_variances(x), kind="stable")[:features])
     names = np.asarray(done.features, object)[chosen]
-    x = x[:, chosen] if len(chosen) < len(done.features) or isinstance(features, list | tuple) else x
-    x = x[rows]  # last: there may be many more features than are wanted
+    if len(chosen) < len(done.features) or isinstance(features, list | tuple):
+        x = x.map(lambda part: part[:, chosen], len(chosen))
+    x = whole(x)[(np.cumsum(used) - 1)[rows]]
     if done.origin.obsm is None and adata.var_names.is_unique:
         var = adata.var.loc[list(names)].copy()
     else:
@@ -79,7 +81,7 @@ def impute(alignment: Alignment, loaded: Loaded, a: Any, b: Any, *, features: An
         ValueError: files or an alignment of other cells, features that do not exist.
     """
     check_anndata("a", a)
-    _places("a", a.obs_names, loaded.cells_a)
+    places("a", a.obs_names, loaded.cells_a)
     return impute_from(alignment, loaded, a, reference(loaded, b, features=features))
 
 
@@ -89,16 +91,14 @@ def impute_from(alignment: Alignment, loaded: Loaded, a: Any, source: Any) -> An
         raise ValueError(f"alignment: expected one of {shape} cells, got {alignment.coupling.shape}")
     if alignment.projection is None:
         raise ValueError("alignment: expected one with a projection, as `align` makes it, got one made by hand")
-    rows = _places("a", a.obs_names, loaded.cells_a)
-    mean, std = (np.full((a.n_obs, source.n_vars), np.nan, np.float32) for _ in range(2))
+    rows = places("a", a.obs_names, loaded.cells_a)
     scores = np.full((a.n_obs, alignment.scores_a.shape[1]), np.nan, np.float32)
-    mean[rows], std[rows] = expected(alignment.projection.law, source.X)
+    mean, std = expected(alignment.projection.law, source.X, rows, a.n_obs)
     scores[rows] = alignment.scores_a
-    rest = np.ones(a.n_obs, bool)
+    rest = np.asarray(~np.isfinite(mean).all(axis=1))
     new_batch = None if loaded.data.a.batch is None else np.zeros(a.n_obs, bool)
-    rest[rows] = ~np.isfinite(mean[rows]).all(axis=1)
     if rest.any() and extends(alignment.projection.coupling):
-        x = loaded.preparations[0].prepare(a[rest])
+        x = prepare_some(loaded.preparations[0], a, rest)
         t = np.full(a.n_obs, -1)  # what was matched and is too far is mixed; of what was not, the stratum may tell
         matched = np.minimum(np.asarray(alignment.groups.sizes_a), np.asarray(alignment.groups.sizes_b)) > 0
         t[rows] = np.where(matched[np.asarray(loaded.data.a.t)], -1, loaded.data.a.t)
@@ -229,17 +229,6 @@ def _annotated(
         )
 
 
-def _places(name: str, there: Any, wanted: Sequence[str]) -> np.ndarray:
-    """Where each of the wanted cells stands."""
-    place = {str(cell): i for i, cell in enumerate(there)}
-    gone = [cell for cell in wanted if cell not in place]
-    if gone:
-        raise ValueError(
-            f"{name}: expected the {len(wanted)} cells that were loaded, got none for {len(gone)} ({some(gone)})"
-        )
-    return np.array([place[cell] for cell in wanted], int)
-
-
 def _chosen(done: Preparation, features: Any) -> np.ndarray:
     every = np.arange(len(done.features))
     if isinstance(features, str) and features == "all":
@@ -258,10 +247,10 @@ def _chosen(done: Preparation, features: Any) -> np.ndarray:
     return np.array([place[name] for name in wanted], int)
 
 
-def _variances(x: Any) -> np.ndarray:
+def _variances(x: Rows) -> np.ndarray:
     """The variance of each feature."""
     total, squares = np.zeros(x.shape[1]), np.zeros(x.shape[1])
-    for part in chunks(x):
+    for part in x:
         total += np.asarray(part.sum(axis=0, dtype=np.float64)).ravel()
         part = part.multiply(part) if hasattr(part, "multiply") else part.astype(np.float64) ** 2
         squares += np.asarray(part.sum(axis=0, dtype=np.float64)).ravel()

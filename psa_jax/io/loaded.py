@@ -7,8 +7,9 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from psa_jax.data.counts import totals
+from psa_jax.data.counts import survey
 from psa_jax.data.labels import differing, names_of, ordered
+from psa_jax.data.rows import Rows
 from psa_jax.data.samples import Modality, Truth, Unpaired, describe, validate
 from psa_jax.data.strata import stratified
 from psa_jax.io.columns import Further
@@ -140,7 +141,7 @@ class Side:
         treatment: the name of the column of labels.
         origin: where its features stand.
         features: their names.
-        x: `[cells, features]` as they stand in the file.
+        x: `[cells, features]` as they stand in the file, some rows at a time.
         cells: `[cells]` names.
         labels: `[cells]`, None where there is none.
         further: by argument the name of another column and its labels.
@@ -150,7 +151,7 @@ class Side:
     treatment: str
     origin: Origin
     features: tuple[str, ...]
-    x: Any
+    x: Rows
     cells: np.ndarray
     labels: np.ndarray
     further: Further = dataclasses.field(default_factory=dict)
@@ -182,18 +183,19 @@ def loaded(sides: tuple[Side, Side], pair: np.ndarray, how: Reading) -> Loaded:
     if "within" in sides[0].further:
         places = [side.further["within"][1] for side in sides]
         check_pairs(called, sides[0].cells, places, pair, sides[0].further["within"][0])
-    features = [side.x if kept.all() else side.x[np.flatnonzero(kept)] for side, kept in zip(sides, keep, strict=True)]
+    features = [side.x.where(kept) for side, kept in zip(sides, keep, strict=True)]
     further = [
         {argument: labels[kept] for argument, (_, labels) in side.further.items()}
         for side, kept in zip(sides, keep, strict=True)
     ]
     codes, names, strata = _codes(used, further)
     batch, batches = _batches(further)
-    sums = [Modality(jnp.asarray(totals(x)[:, None], jnp.float32), t) for x, t in zip(features, codes, strict=True)]
+    found = [survey(x) for x in features]
+    sums = [Modality(jnp.asarray(x.totals[:, None], jnp.float32), t) for x, t in zip(found, codes, strict=True)]
     validate(Unpaired(sums[0], sums[1], len(names), names, strata))
     done = [
-        learn_preparation(side.name, side.origin, side.features, x, how.num_components, as_is=how.as_is)
-        for side, x in zip(sides, features, strict=True)
+        learn_preparation(side.name, side.origin, side.features, x, numbers, how.num_components, as_is=how.as_is)
+        for side, x, numbers in zip(sides, features, found, strict=True)
     ]
     a, b = (Modality(jnp.asarray(x, jnp.float32), t, own) for (_, x), t, own in zip(done, codes, batch, strict=True))
     place = np.append(np.where(keep[1], np.cumsum(keep[1]) - 1, -1), -1)

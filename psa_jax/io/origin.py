@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from psa_jax.data.rows import Rows
 from psa_jax.io.containers import column, layers_of, listed, matrix
 
 
@@ -33,8 +34,8 @@ class Origin:
         """Whether these are coordinates, no counts even where they are whole: scanpy's `X_pca` and the like."""
         return self.obsm is not None and self.obsm.startswith("X_")
 
-    def read(self, adata: Any, modality: str) -> tuple[Any, tuple[str, ...]]:
-        """The matrix `[cells, features]`, a NumPy array or sparse rows, and the names of its features.
+    def read(self, adata: Any, modality: str) -> tuple[Rows, tuple[str, ...]]:
+        """The matrix `[cells, features]`, some rows at a time, and the names of its features.
 
         Raises:
             ValueError: no such layer, array or feature type, no matrix, or no numbers in it; it names the modality.
@@ -64,8 +65,9 @@ class Origin:
                     f"modality {modality!r}: expected features of type {self.feature_type!r} in var['feature_types'], "
                     f"got {sorted(set(feature_types(adata).tolist()))}"
                 )
-            if not ours.all():  # else it would be a copy for nothing
-                x, names = x[:, np.flatnonzero(ours)], names[ours]
+            if not ours.all():
+                columns, names = np.flatnonzero(ours), names[ours]
+                x = x.map(lambda part: part[:, columns], columns.size)
         return x, tuple(map(str, names))
 
 

@@ -11,7 +11,8 @@ import psa_jax
 from psa_jax.align.alignment import AlignmentWarning
 from psa_jax.arguments import checked
 from psa_jax.data.components import moments, principal_components, scores
-from psa_jax.data.counts import are_counts, log_normalised, usual_total
+from psa_jax.data.counts import Survey, log_normalised, survey
+from psa_jax.data.rows import Rows, whole
 from psa_jax.io.containers import check_anndata, matrix, some
 from psa_jax.io.origin import Origin
 
@@ -31,8 +32,9 @@ class Preparation:
         version: of psa_jax.
 
     Example:
+        >>> from psa_jax.data.rows import rows_of
         >>> x = np.array([[1.0, 2.0], [3.0, 5.0], [4.0, 0.5]])
-        >>> done, _ = learn_preparation("rna", Origin(), ("g1", "g2"), x, None, as_is=False)
+        >>> done, _ = learn_preparation("rna", Origin(), ("g1", "g2"), rows_of(x), survey(x), None, as_is=False)
         >>> done
         Preparation of 'rna': 2 features of X as they are
         >>> done.apply(x[2:]).tolist()
@@ -95,7 +97,7 @@ class Preparation:
         x, names = self.origin.read(adata, self.modality)
         x, places = self._ordered(x, names, fill_missing)
         x = self._normalised(x)
-        return x if places is None else self._filled(x, places)
+        return whole(x if places is None else self._filled(x, places))
 
     @checked
     def apply(self, x: Any) -> np.ndarray:
@@ -111,7 +113,7 @@ class Preparation:
         x, places = self._ordered(x, names, False)
         return self._reduced(self._normalised(x), places)
 
-    def _ordered(self, x: Any, names: tuple[str, ...], fill_missing: bool) -> tuple[Any, np.ndarray | None]:
+    def _ordered(self, x: Rows, names: tuple[str, ...], fill_missing: bool) -> tuple[Rows, np.ndarray | None]:
         """The features of training that there are, in its order; their places, or None for all."""
         if names == self.features:
             return x, None
@@ -141,48 +143,70 @@ class Preparation:
                 stacklevel=4,
             )
         columns = np.array([place[name] for name in np.asarray(self.features, object)[there]], int)
-        return x[:, columns], np.flatnonzero(there) if missing else None
+        return x.map(lambda part: part[:, columns], columns.size), np.flatnonzero(there) if missing else None
 
-    def _normalised(self, x: Any) -> Any:
-        if not np.isfinite(x.data if sparse.issparse(x) else x).all():
+    def _normalised(self, x: Rows) -> Rows:
+        found = survey(x)
+        if not found.finite:
             raise ValueError(f"modality {self.modality!r}: expected finite features, got NaN or infinity")
-        counts = are_counts(x)
-        if self.counts and not counts and (x.nnz if sparse.issparse(x) else x.any()):
+        if self.counts and found.something and not found.whole:
             raise ValueError(
                 f"modality {self.modality!r}: expected counts in {self.origin}, as in training, got other numbers"
             )
-        if counts and not self.counts and not self.origin.embedding:
+        if found.counts and not self.counts and not self.origin.embedding:
             warnings.warn(
                 f"modality {self.modality!r}: {self.origin} holds counts, and did not in training: are they the same?",
                 AlignmentWarning,
                 stacklevel=4,
             )
-        return x if self.total is None else log_normalised(x, self.total)
+        return _brought_to(x, self.total)
 
-    def _reduced(self, x: Any, places: np.ndarray | None) -> np.ndarray:
+    def _reduced(self, x: Rows, places: np.ndarray | None) -> np.ndarray:
         if self.components is None:
-            x = x if places is None else self._filled(x, places)
-            return np.asarray(x.toarray() if sparse.issparse(x) else x, np.float32)
+            found = whole(x if places is None else self._filled(x, places))
+            return np.asarray(found.toarray() if sparse.issparse(found) else found, np.float32)
         there = slice(None) if places is None else places
         return scores(x, self.mean[there], self.components[there])  # what takes its mean adds nothing
 
-    def _filled(self, x: Any, places: np.ndarray) -> np.ndarray:
-        out = np.tile(self.mean.astype(np.float32), (x.shape[0], 1))
-        out[:, places] = x.toarray() if sparse.issparse(x) else x
-        return out
+    def _filled(self, x: Rows, places: np.ndarray) -> Rows:
+        def fill(part: Any) -> np.ndarray:
+            out = np.tile(self.mean.astype(np.float32), (part.shape[0], 1))
+            out[:, places] = part.toarray() if sparse.issparse(part) else part
+            return out
+
+        return x.map(fill, len(self.features))
+
+
+def normalised_rows(done: Preparation, adata: Any, cells: np.ndarray) -> Rows:
+    """All features of the cells marked in `cells` `[n]` before they are reduced, some rows at a time."""
+    x, names = done.origin.read(adata, done.modality)
+    x, _ = done._ordered(x.where(cells), names, False)
+    return done._normalised(x)
+
+
+def prepare_some(done: Preparation, adata: Any, cells: np.ndarray) -> np.ndarray:
+    """As `done.prepare`, of the cells marked in `cells` `[n]`."""
+    return done._reduced(normalised_rows(done, adata, cells), None)
 
 
 def learn_preparation(
-    modality: str, origin: Origin, features: tuple[str, ...], x: Any, num_components: int | None, *, as_is: bool
+    modality: str,
+    origin: Origin,
+    features: tuple[str, ...],
+    x: Rows,
+    found: Survey,
+    num_components: int | None,
+    *,
+    as_is: bool,
 ) -> tuple[Preparation, np.ndarray]:
     """The preparation that training features `[n, features]` ask for, and what it makes of them `[n, k]`.
 
-    Counts are normalised unless they are taken as they are (`as_is`); a modality with more features than
-    `num_components` is reduced to so many principal components, fewer if there are not more cells.
+    Counts (`found` says whether they are) are normalised unless they are taken as they are (`as_is`); a modality with
+    more features than `num_components` is reduced to so many principal components, fewer if there are not more cells.
     """
-    counts = not origin.embedding and are_counts(x)
-    total = usual_total(x) if counts and not as_is else None
-    x = x if total is None else log_normalised(x, total)
+    counts = not origin.embedding and found.counts
+    total = found.usual_total if counts and not as_is else None
+    x = _brought_to(x, total)
     components = None
     if num_components is not None and x.shape[1] > num_components and min(x.shape) > 1:
         try:
@@ -196,3 +220,8 @@ def learn_preparation(
         modality, origin, features, counts, total, mean.astype(np.float32), components, psa_jax.__version__
     )
     return done, done._reduced(x, None)
+
+
+def _brought_to(x: Rows, total: float | None) -> Rows:
+    """Normalised anew in every reading, which takes less time than memory takes to hold it."""
+    return x if total is None else x.map(lambda part: log_normalised(part, total))

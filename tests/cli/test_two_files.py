@@ -22,6 +22,7 @@ testing = pytest.importorskip("typer.testing")
 
 import psa_jax as psa  # noqa: E402
 from psa_jax.cli.app import app  # noqa: E402
+from psa_jax.io import stored  # noqa: E402
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning"),
@@ -278,7 +279,8 @@ def test_options_that_do_not_fit_the_files_are_one_line(files, tmp_path, options
 
 
 @pytest.mark.slow
-def test_files_of_other_kinds_and_names_of_features(files, tmp_path):
+def test_files_of_other_kinds_and_names_of_features(files, tmp_path, monkeypatch):
+    monkeypatch.setattr(stored, "LARGE", 0)  # so that all matrices stay in their files
     anndata.read_h5ad(files / "rna.h5ad").write_zarr(tmp_path / "rna.zarr")
     (tmp_path / "names.txt").write_text("p_g3\n\np_g1\n")
     out = tmp_path / "out"

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from psa_jax.data import components, counts
+from psa_jax.data import components, counts, rows
 from psa_jax.data.components import principal_components, scores
 
 KINDS = {
@@ -24,15 +24,16 @@ def low_rank(n=120, d=90, rank=6):
 @pytest.fixture(params=["whole", "krylov"])
 def way(request, monkeypatch):
     """Both ways, and a few rows at a time."""
-    monkeypatch.setattr(components, "CHUNK", 700)
+    monkeypatch.setattr(rows, "CHUNK", 700)
     if request.param == "krylov":
         monkeypatch.setattr(components, "EXACT", 0)
     return request.param
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_components_are_those_of_the_centred_matrix(kind, way):
-    x = KINDS[kind](low_rank())
+@pytest.mark.parametrize(("n", "d"), [(120, 90), (90, 120)])
+def test_components_are_those_of_the_centred_matrix(kind, n, d, way):
+    x = KINDS[kind](low_rank(n, d))
     dense = np.asarray(x.toarray() if sparse.issparse(x) else x, np.float64)
     mean, found = principal_components(x, 4)
     _, size, expected = np.linalg.svd(dense - dense.mean(axis=0), full_matrices=False)
@@ -59,15 +60,16 @@ def test_constant_features_and_too_many_components_are_refused(way):
 def test_counts_are_brought_to_one_total_and_logged(dtype, kind, way):
     x = np.random.default_rng(0).poisson(2, (50, 8)).astype(dtype)
     x[3] = 0
-    total = counts.usual_total(kind(x))
+    found = counts.survey(kind(x))
+    total = found.usual_total
+    assert found.counts
     sums = x.sum(axis=1, dtype=np.float64)
     assert total == np.median(sums[sums > 0])
-    found = counts.log_normalised(kind(x), total)
+    found = rows.whole(rows.rows_of(kind(x)).map(lambda part: counts.log_normalised(part, total)))
     found = found.toarray() if sparse.issparse(found) else found
     expected = np.log1p(x / np.where(sums > 0, sums, 1)[:, None] * total)
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, expected, rtol=1e-5)
-    assert counts.are_counts(kind(x))
 
 
 @pytest.mark.parametrize("kind", [np.asarray, sparse.csr_array])
@@ -75,6 +77,7 @@ def test_counts_are_brought_to_one_total_and_logged(dtype, kind, way):
 def test_other_numbers_are_no_counts(kind, value):
     x = np.ones((5, 3), np.float32)
     x[4, 1] = value
-    assert not counts.are_counts(kind(x))
-    assert not counts.are_counts(kind(np.zeros((5, 3))))
-    assert not counts.are_counts(kind(np.ones((5, 3), bool)))
+    assert not counts.survey(kind(x)).counts
+    assert counts.survey(kind(x)).finite == np.isfinite(value)
+    assert not counts.survey(kind(np.zeros((5, 3)))).something
+    assert not counts.survey(kind(np.ones((5, 3), bool))).counts
