@@ -5,7 +5,8 @@ Imports `types` only; it knows nothing of how a coupling came about.
 
 from psa_jax.coupling.blocked import Block, Blocked
 from psa_jax.coupling.chain import Chained, chain
-from psa_jax.coupling.coupling import Coupling, Info
+from psa_jax.coupling.coupling import Coupling
+from psa_jax.coupling.info import Info
 from psa_jax.coupling.shrink import shrink
 
 __all__ = [

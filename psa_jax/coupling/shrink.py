@@ -10,7 +10,7 @@ from jax.core import Tracer
 
 from psa_jax.arguments import checked
 from psa_jax.coupling.blocked import Blocked
-from psa_jax.coupling.coupling import Coupling, Masked, log_row_mass
+from psa_jax.coupling.coupling import Coupling, Masked, across, log_row_mass
 from psa_jax.types import Array, Float, float_dtype
 
 
@@ -23,6 +23,12 @@ class Shrunk:
 
     kernel: Callable
     flipped: bool
+
+    @property
+    def across(self) -> "Shrunk | None":
+        """The kernel of the sides exchanged, where the inner one has such."""
+        inner = across(self.kernel)
+        return None if inner is None else Shrunk(inner, self.flipped)
 
     def __call__(self, left: Any, right: Any, args: Any) -> Array:
         """`log(weight exp(inner) + (1 - weight) exp(left + right))`, `-inf` where the second is."""

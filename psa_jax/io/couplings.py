@@ -7,7 +7,8 @@ import numpy as np
 
 from psa_jax.arguments import checked
 from psa_jax.coupling.blocked import Blocked
-from psa_jax.coupling.coupling import Coupling, Info
+from psa_jax.coupling.coupling import Coupling
+from psa_jax.coupling.info import Info
 from psa_jax.io.archive import allowed, check_version, read_archive, reading, write_archive
 from psa_jax.match.nearest import listed
 

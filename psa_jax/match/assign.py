@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from psa_jax.arguments import checked
-from psa_jax.coupling.coupling import Coupling, Info, masked
+from psa_jax.coupling.coupling import Coupling, masked
+from psa_jax.coupling.info import Info
 from psa_jax.match.cost import check, euclidean, fill_padding, pairwise
 from psa_jax.types import Array, Cost, Float, Int, float_dtype
 

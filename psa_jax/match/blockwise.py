@@ -12,7 +12,8 @@ from jax.sharding import Mesh
 
 from psa_jax.arguments import checked
 from psa_jax.coupling.blocked import Block, Blocked
-from psa_jax.coupling.coupling import Coupling, Info, masked, without
+from psa_jax.coupling.coupling import Coupling, masked, without
+from psa_jax.coupling.info import Info
 from psa_jax.data.deal import deal
 from psa_jax.data.groups import Bucket, Groups
 from psa_jax.devices import check_mesh, each_device, replicated, spread, spread_over
@@ -153,7 +154,11 @@ def _matched(
             )
             for bucket, coupling in zip(groups.buckets, couplings, strict=True)
         )
-        return Blocked(blocks, _by_treatment(groups, blocks), n - matched, m - reached, groups.shape, mesh)
+        info = _by_treatment(groups, blocks)
+        if mesh is not None:  # what is small is read on every host
+            info = replicated(info, mesh)
+            blocks = tuple(dataclasses.replace(b, treatment=replicated(b.treatment, mesh)) for b in blocks)
+        return Blocked(blocks, info, n - matched, m - reached, groups.shape, mesh)
 
     if isinstance(solved[0], tuple):
         return tuple(joined(list(couplings)) for couplings in zip(*solved, strict=True))

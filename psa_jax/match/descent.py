@@ -9,7 +9,8 @@ from ott.geometry.low_rank import LRCGeometry
 from ott.problems.linear.linear_problem import LinearProblem
 from ott.solvers.linear.sinkhorn_lr import LRSinkhorn
 
-from psa_jax.coupling.coupling import Coupling, Info, masked
+from psa_jax.coupling.coupling import Coupling, masked
+from psa_jax.coupling.info import Info
 from psa_jax.match.cost import cosine, direction, power_of_two
 from psa_jax.match.entropic import ott_rules
 from psa_jax.match.kernels import factored

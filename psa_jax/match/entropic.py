@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from psa_jax.match.cost import pairwise
+from psa_jax.match.cost import cosine, euclidean, pairwise, squared_euclidean
 from psa_jax.types import Array, Cost, pytree
 
 MAX_NUMBER = float(np.finfo(np.float64).max)
@@ -32,6 +32,7 @@ class Relative:
     scale: Any
 
 
+SYMMETRIC = (euclidean, squared_euclidean, cosine)
 DEFAULT_EPS = Relative(0.1)
 
 
@@ -63,6 +64,11 @@ class Gibbs:
     def label(self) -> str:
         """What it is called where a coupling introduces itself."""
         return f"entropic transport ({getattr(self.cost, '__name__', 'own cost')})"
+
+    @property
+    def across(self) -> "Gibbs | None":
+        """Itself, if its cost is known to be symmetric."""
+        return self if self.cost in SYMMETRIC else None
 
     def __call__(self, left: tuple[Array, Array], right: tuple[Array, Array], eps: Array) -> Array:
         """Log masses `[k, m]` from `(u [k, d], f [k])`, `(v [m, d], g [m])` and eps."""

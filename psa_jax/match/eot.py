@@ -10,7 +10,8 @@ import numpy as np
 from jax.core import Tracer
 
 from psa_jax.arguments import checked
-from psa_jax.coupling.coupling import Coupling, Info, masked
+from psa_jax.coupling.coupling import Coupling, masked
+from psa_jax.coupling.info import Info
 from psa_jax.devices import map_rows
 from psa_jax.match.cost import check, euclidean, fill_padding, pairwise
 from psa_jax.match.entropic import DEFAULT_EPS, Gibbs, Relative, Settings, check_range

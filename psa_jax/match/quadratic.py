@@ -11,7 +11,8 @@ from ott.problems.quadratic.quadratic_problem import QuadraticProblem
 from ott.solvers.linear.sinkhorn import Sinkhorn
 from ott.solvers.quadratic.gromov_wasserstein_lr import LRGromovWasserstein
 
-from psa_jax.coupling.coupling import Coupling, Info, masked
+from psa_jax.coupling.coupling import Coupling, masked
+from psa_jax.coupling.info import Info
 from psa_jax.match.cost import all_finite, fill_padding, pairwise
 from psa_jax.match.distances import Distances
 from psa_jax.match.entropic import Relative, ott_rules

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from psa_jax.arguments import checked
-from psa_jax.coupling.coupling import Coupling, Info, masked
+from psa_jax.coupling.coupling import Coupling, masked
+from psa_jax.coupling.info import Info
 from psa_jax.match.cost import all_finite, check, fill_padding, squares_by_product
 from psa_jax.match.neighbours import check_k, counts, nearest_ids
 from psa_jax.types import Array, Float, alike, float_dtype

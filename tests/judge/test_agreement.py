@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import psa_jax as psa
-from psa_jax.coupling.coupling import Info
+from psa_jax.coupling.info import Info
 from psa_jax.judge.agreement import held_out_agreement
 from psa_jax.judge.eps_sweep import CRITERIA
 from psa_jax.judge.sweep import calibrated_coupling, select_eps
