@@ -24,7 +24,7 @@ def spread_over(mesh: Mesh | None) -> contextlib.AbstractContextManager[Any]:
 
 
 def check_mesh(mesh: Any) -> None:
-    """Raises a `ValueError` unless it is None or a mesh whose axes JAX may use as it likes, as `jax.make_mesh` does."""
+    """Raises a `ValueError` unless it is None or a mesh whose axes JAX may use as it likes, `AxisType.Auto`."""
     if mesh is None:
         return
     if not isinstance(mesh, Mesh):

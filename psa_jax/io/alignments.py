@@ -129,7 +129,8 @@ def load_alignment(
     told = {**{name: describe(function) for name, function in given.items()}, "transform": _transform(transform)}
     for name, now in told.items():
         if now != (saved := today(meta[name]) if version == 1 else meta[name]):
-            raise ValueError(f"{path}: {name}: expected {saved}, as saved, got {now}")
+            hint = f": give {name}=" if name.startswith("model_") else ""
+            raise ValueError(f"{path}: {name}: expected {saved}, as saved, got {now}{hint}")
     alignment = fitted_in(path, leaves, tree)
     with reading(path, "a file made by save_alignment"):
         check_plan(alignment)

@@ -40,6 +40,16 @@ def places(name: str, there: Any, wanted: Sequence[str]) -> np.ndarray:
     return np.array([place[cell] for cell in wanted], int)
 
 
+def _check_sparse(where: str, x: Any) -> None:
+    """Raises a `ValueError` for indices that point nowhere: converted, such a matrix would lose entries in silence."""
+    if not hasattr(x, "check_format"):
+        return
+    try:
+        x.check_format(full_check=True)
+    except (ValueError, IndexError) as error:
+        raise ValueError(f"{where}: expected a sparse matrix {list(x.shape)} that is whole, got {error}") from None
+
+
 def matrix(where: str, x: Any, num_cells: int) -> Rows:
     """Features `[num_cells, d]` of numbers as this machine has them, some rows at a time.
 
@@ -61,6 +71,8 @@ def matrix(where: str, x: Any, num_cells: int) -> Rows:
         x = np.where(np.ma.getmaskarray(x), np.nan, x.data)
     stored = stored or (hasattr(x, "chunks") and hasattr(x, "dtype"))  # arrays of h5py, zarr and dask
     if not stored:
+        if sparse.issparse(x):
+            _check_sparse(where, x)
         x = sparse.csr_array(x) if sparse.issparse(x) else np.asarray(x)
     if x.dtype.kind not in "biuf":
         raise ValueError(f"{where}: expected numbers [{num_cells} cells, features], got {x.dtype}")

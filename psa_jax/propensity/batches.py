@@ -2,23 +2,20 @@
 
 It changes both what is measured and which treatments were given. A classifier that sees it beside the features predicts
 `P(t | x, batch)`, and over `P(t | batch)` that is `P(x | t, batch) / P(x | batch)`: how samples of a batch differ among
-each other, whatever was given how often there.
+each other, whatever was given how often there. `P(t | batch)` is the classifier's own.
 """
 
-import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from psa_jax.data.codes import count_codes
 from psa_jax.data.samples import Modality
 from psa_jax.propensity.augment import as_tree
-from psa_jax.propensity.scores import log_prior
 from psa_jax.types import Array, Float, Int, KeyArray, pytree, static
 
-PRIOR_SAMPLES = 1.0  # as if every batch had so many more, with treatments as they are overall
+MORE_SAMPLES, STEPS = 1.0, 100  # in every batch; of the least squares
 
 
 @pytree
@@ -39,7 +36,10 @@ class Beside:
 
 
 def batches_of(name: str, modality: Modality) -> Int[Array, " B"] | None:
-    """The codes of the batches that a modality has, or None; a `ValueError` if its features are no vectors. Host."""
+    """The codes of the batches that a modality has, or None. Host only.
+
+    A `ValueError` if its features are no vectors, or the batch tells the treatment.
+    """
     if modality.batch is None:
         return None
     if modality.x.ndim != 2:
@@ -47,7 +47,14 @@ def batches_of(name: str, modality: Modality) -> Int[Array, " B"] | None:
             f"modality {name}: batch: expected vector features [n, d], beside which classifiers see the batch, got "
             f"shape {tuple(modality.x.shape)}"
         )
-    return jnp.asarray(np.unique(np.asarray(modality.batch)), jnp.int32)
+    batch, t = np.asarray(modality.batch), np.asarray(modality.t)
+    found = np.unique(batch)
+    if found.size > 1 and np.unique(np.stack([batch, t], axis=1), axis=0).shape[0] == found.size:
+        raise ValueError(
+            f"modality {name}: batch: expected batches of several treatments, got {found.size} of one treatment each: "
+            "what was given and what it came in cannot be told apart"
+        )
+    return jnp.asarray(found, jnp.int32)
 
 
 def beside(
@@ -75,20 +82,37 @@ def row_of(batch: Int[Array, " n"] | None, batches: Int[Array, " B"], n: int) ->
     return jnp.where(same.any(1), same.argmax(1), batches.shape[0])
 
 
-@functools.partial(jax.jit, static_argnames="num_treatments")
+@jax.jit
 def log_prior_given(
-    t: Int[Array, " n"], batch: Int[Array, " n"], batches: Int[Array, " B"], num_treatments: int
+    logits: Float[Array, "n K"],
+    t: Int[Array, " n"],
+    batch: Int[Array, " n"] | None,
+    batches: Int[Array, " B"],
+    overall: Float[Array, " K"],
 ) -> Float[Array, "rows K"]:
-    """Log frequencies of the treatments in each batch, `[B, K]`, and those overall in one row more.
+    """What a classifier believes of the treatments by the batch alone, `[B, K]`, and the frequencies overall.
 
-    A treatment that a batch lacks has a finite one: every batch counts one sample more, with all treatments in it as
-    often as they are overall.
+    Were it perfect these would be the frequencies in each batch. But of a batch it knows as much as it has learnt, and
+    to divide out more than that would put the batch into the scores instead. So its logits, of samples that it has not
+    trained on, are split by least squares into a part of the treatment, a part of the batch, and a rest; the part of
+    the batch (shrunk as if every batch had one sample more without any) is added to the overall log frequencies.
+
+    Args:
+        logits: calibrated, of samples that were held out.
+        t: their treatments.
+        batch: their batches.
+        batches: the batches that there are.
+        overall: log frequencies.
     """
-    overall = log_prior(t, num_treatments)
-    rows = row_of(batch, batches, t.shape[0])
-    counts = jax.vmap(lambda row: count_codes(jnp.where(rows == row, t, -1), num_treatments))(
-        jnp.arange(batches.shape[0])
-    )
-    more = PRIOR_SAMPLES * jnp.exp(overall)[None]
-    table = jnp.log((counts + more) / (counts + more).sum(1, keepdims=True))
-    return jnp.concatenate([table, overall[None]])
+    rows, number = row_of(batch, batches, t.shape[0]), batches.shape[0]
+    count = jnp.zeros((number + 1, 1), logits.dtype).at[rows].add(1)
+    count_t = jnp.zeros((logits.shape[1], 1), logits.dtype).at[t].add(1)
+
+    def step(_: Array, effect: Array) -> Array:
+        own = jnp.zeros_like(logits, shape=(logits.shape[1],) * 2).at[t].add(logits - effect[rows])
+        rest = logits - (own / jnp.maximum(count_t, 1))[t]
+        found = jnp.zeros_like(effect).at[rows].add(rest) / (count + MORE_SAMPLES)
+        return found.at[number].set(0)
+
+    effect = jax.lax.fori_loop(0, STEPS, step, jnp.zeros_like(logits, shape=(number + 1, logits.shape[1])))
+    return overall[None].astype(logits.dtype) + effect

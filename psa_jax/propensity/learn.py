@@ -123,7 +123,7 @@ def learn(
             "(is the augmentation or the learning rate too large?)"
         )
     columns, transform = jnp.asarray(shared), as_tree(learner.transform)
-    given = None if batches is None else (batches, modality.batch, scored.batch)
+    given = None if batches is None else (batches, (modality if valid is None else valid).batch, scored.batch)
     scores, member_scores, calibrated, prior, finite = _scores(
         target_logits, held_out, labels, modality.t, columns, transform, given, learner.divide_prior
     )
@@ -188,14 +188,15 @@ def _scores(
 ) -> tuple[Array, Array, Calibration, Array | None, Array]:
     """Scores of the mean logits and of each member's, calibrated on those held out (on themselves if None).
 
-    Treatments are as frequent as in `t`; `given` batches, those of `t` and those of the members' samples, as in these.
+    Treatments are as frequent as in `t`; `given` are the batches, those of `labels`, and those of the members' samples.
     """
     mean = members.mean(0)
     found = calibration(mean if held_out is None else held_out.mean(0), labels)
     prior = own = log_prior(t, members.shape[-1]) if divide_prior else None
     if divide_prior and given is not None:
-        batches, trained, scored = given
-        prior = log_prior_given(t, trained, batches, members.shape[-1])
+        batches, told, scored = given
+        of = (mean if held_out is None else held_out.mean(0)) / found.temperature
+        prior = log_prior_given(of, labels, told, batches, log_prior(t, members.shape[-1]))
         own = prior[row_of(scored, batches, members.shape[1])]
 
     def convert(logits: Array) -> Array:

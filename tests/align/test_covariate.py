@@ -108,14 +108,38 @@ def test_parts_keep_batches(made):
     assert psa.permute_treatments(KEY, data).a.batch is not None
 
 
-def test_frequencies_given_a_batch_are_finite_and_those_that_there_are():
-    t, batch = jnp.array([0, 0, 1, 1, 1, 0] * 200), jnp.array([0, 0, 0, 5, 5, 5] * 200)
-    table = np.exp(log_prior_given(t, batch, jnp.array([0, 5]), 3))
-    assert np.isfinite(table).all()
-    np.testing.assert_allclose(table[:2, :2], [[2 / 3, 1 / 3], [1 / 3, 2 / 3]], atol=1e-2)
-    assert table[:2, 2].max() < 1e-3
-    np.testing.assert_allclose(table[2], np.exp(psa.log_prior(t, 3)), rtol=1e-6)
+def test_what_is_divided_out_is_what_was_learnt():
+    rng = np.random.default_rng(0)
+    t, batch = rng.integers(0, 3, 600), rng.choice([0, 5, 7], 600)
+    effect, own = rng.normal(size=(3, 3)), rng.normal(size=(3, 3))
+    logits = own[t] + effect[np.searchsorted([0, 5, 7], batch)] + 0.1 * rng.normal(size=(600, 3))
+    overall = psa.log_prior(jnp.asarray(t), 3)
+    arguments = jnp.asarray(t), jnp.asarray(batch), jnp.array([0, 5, 7])
+    table = log_prior_given(jnp.asarray(logits, jnp.float32), *arguments, overall)
+    found = np.asarray(table)[:3] - np.asarray(overall)
+    np.testing.assert_allclose(found - found.mean(0), effect - effect.mean(0), atol=0.05)
+    np.testing.assert_allclose(table[3], overall, rtol=1e-6)
+    nothing = log_prior_given(jnp.asarray(own[t], jnp.float32), *arguments, overall)
+    np.testing.assert_allclose(nothing, np.tile(overall, (4, 1)), atol=1e-5)
     assert row_of(jnp.array([5, 0, 3, -1]), jnp.array([0, 5]), 4).tolist() == [1, 0, 2, 2]
+
+
+@pytest.mark.slow
+def test_batches_that_change_no_feature_do_not_come_into_the_scores():
+    rng = np.random.default_rng(0)
+    given = rng.dirichlet(np.full(6, 0.5), 4)
+    effect = rng.normal(size=(6, 8))
+    sides = []
+    for _ in range(2):
+        batch = rng.integers(0, 4, 500)
+        t = np.array([rng.choice(6, p=given[one]) for one in batch])
+        sides.append(((rng.normal(size=(500, 8)) + effect[t]).astype(np.float32), t, batch))
+    (x, t, batch), (y, t_b, batch_b) = sides
+    learner = psa.Learner(members=2, folds=3)
+    data = psa.Unpaired.from_labels(x, t, y, t_b, batch_a=batch, batch_b=batch_b)
+    scores = within(np.asarray(psa.align(KEY, data, a=learner, b=learner).scores_a), t)
+    by_batch = np.stack([scores[batch == one].mean(0) for one in range(4)])[batch]
+    assert np.sum(by_batch**2) / np.sum(scores**2) < 0.03  # chance; 0.10 if the frequencies themselves are divided out
 
 
 def test_only_features_are_changed_and_batches_stand_beside_them():
@@ -126,6 +150,13 @@ def test_only_features_are_changed_and_batches_stand_beside_them():
     changed = first(KEY, x)
     np.testing.assert_array_equal(changed[:, 2:], x[:, 2:])
     assert (np.asarray(changed[:, :2]) != np.asarray(x[:, :2])).all()
+
+
+def test_batches_of_one_treatment_each_are_refused():
+    x, t = np.ones((6, 2), np.float32), np.arange(6) % 3
+    data = psa.Unpaired.from_labels(x, t, x, t, batch_a=t)
+    with pytest.raises(ValueError, match="modality a: batch: expected batches of several treatments, got 3 of one"):
+        psa.align(KEY, data, a=QUICK, b=QUICK)
 
 
 @pytest.mark.parametrize(

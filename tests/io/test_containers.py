@@ -8,6 +8,7 @@ from scipy import sparse
 
 import psa_jax as psa
 from psa_jax import io
+from psa_jax.io.containers import matrix
 
 anndata = pytest.importorskip("anndata")
 mudata = pytest.importorskip("mudata")
@@ -278,3 +279,12 @@ def test_one_container_for_the_other_is_told_where_it_goes():
         io.from_anndata(both(), treatment="drug")
     with pytest.raises(ValueError, match=r"got AnnData \(psa_jax\.io\.from_anndata takes it\)"):
         io.from_mudata(one(), treatment="drug")
+
+
+@pytest.mark.parametrize("kind", [sparse.csr_matrix, sparse.csc_matrix])
+@pytest.mark.parametrize("index", [50, -3])
+def test_indices_that_point_nowhere_are_refused(kind, index):
+    x = kind(np.eye(4, 5, dtype=np.float32))
+    x.indices[1] = index
+    with pytest.raises(ValueError, match=r"X of 'rna': expected a sparse matrix \[4, 5\] that is whole"):
+        matrix("X of 'rna'", x, 4)
