@@ -78,8 +78,33 @@ def co_clusters(
         (_, upper_x, upper_y), _ = jax.lax.scan(keep_better, (worst, *none), directions)
         return jnp.where(upper_x, codes[0] + width, codes[0]), jnp.where(upper_y, codes[1] + width, codes[1])
 
-    first = jnp.where(real[0], 0, leaves).astype(jnp.int32), jnp.where(real[1], 0, leaves).astype(jnp.int32)
-    return jax.lax.fori_loop(0, depth, level, first)
+    return jax.lax.fori_loop(0, depth, level, _together(real, leaves))
+
+
+def regrouped(
+    pairs: tuple[Float[Array, "n d"], Float[Array, "m d"]],
+    real: tuple[Bool[Array, " n"], Bool[Array, " m"]],
+    begin: tuple[Int[Array, " leaves+1"], Int[Array, " leaves+1"]],
+    depth: Int[Array, ""],
+    directions: Float[Array, "levels d"],
+) -> tuple[Int[Array, " n"], Int[Array, " m"]]:
+    """Other leaves than before, in which partners are together: samples are where the middle of a pair is.
+
+    Both sides are halved by one plane a cluster, across its longer directions.
+    """
+    leaves = begin[0].shape[0] - 1
+
+    def level(step: Array, codes: tuple[Array, Array]) -> tuple[Array, Array]:
+        width = jnp.right_shift(leaves // 2, step)
+        x, y = (z - _means(z, code, leaves)[code] for z, code in zip(pairs, codes, strict=True))
+        along = x * (x * directions[step][None]).sum(1, keepdims=True)
+        plane = jax.ops.segment_sum(along, codes[0], leaves + 1)
+        upper_x, upper_y = (
+            _halves(z, code, start, width, plane)[0] for z, code, start in zip((x, y), codes, begin, strict=True)
+        )
+        return jnp.where(upper_x, codes[0] + width, codes[0]), jnp.where(upper_y, codes[1] + width, codes[1])
+
+    return jax.lax.fori_loop(0, depth, level, _together(real, leaves))
 
 
 def order(code: Int[Array, " n"], along: Float[Array, " n"]) -> tuple[Int[Array, " n"], Int[Array, " n"]]:
@@ -87,6 +112,10 @@ def order(code: Int[Array, " n"], along: Float[Array, " n"]) -> tuple[Int[Array,
     ids = jnp.arange(code.shape[0], dtype=code.dtype)
     code, _, ids = jax.lax.sort((code, along, ids), num_keys=2)
     return code, ids
+
+
+def _together(real: tuple[Array, Array], leaves: int) -> tuple[Array, Array]:
+    return jnp.where(real[0], 0, leaves).astype(jnp.int32), jnp.where(real[1], 0, leaves).astype(jnp.int32)
 
 
 def _means(x: Array, code: Array, leaves: int) -> Array:

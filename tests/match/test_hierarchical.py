@@ -12,7 +12,7 @@ import psa_jax as psa
 from psa_jax.match.cocluster import bounds
 
 N, M = 200, 150
-MATCH = functools.partial(psa.hierarchical, leaf=32)
+MATCH = functools.partial(psa.hierarchical, leaf=32, rounds=2)
 
 
 def clusters(n=N, m=N, dim=3, seed=0, dtype=jnp.float32):
@@ -65,6 +65,17 @@ def test_sides_of_different_size(n, m):
     row_error, col_error = np.abs(plan.sum(1) - 1 / n).sum(), np.abs(plan.sum(0) - 1 / m).sum()
     assert row_error < 1e-3
     assert col_error <= float(C.info.marginal_error) + 1e-6 < 8 / N + 1e-3
+
+
+def test_rounds_lower_the_cost_and_keep_the_marginals():
+    u, v = pair_of_clouds(N, N, dim=8)
+    w, costs, found = uniform(N), costs_of(u, v), []
+    for rounds in (0, 4):
+        plan = np.asarray(MATCH(u, v, w, w, rounds=rounds).dense(), np.float64)
+        np.testing.assert_allclose(np.abs(plan.sum(0) - 1 / N).sum(), 0, atol=1e-3)
+        found.append((plan * costs).sum())
+    exact = costs[linear_sum_assignment(costs)].mean()
+    assert found[1] - exact < 0.7 * (found[0] - exact)
 
 
 def test_leaves_hold_their_share():
@@ -165,6 +176,7 @@ def test_gradients_are_those_of_the_leaves(x64):
     [
         ({"leaf": 8}, "leaf: expected an integer of at least 16"),
         ({"leaf": 32.0}, "leaf: expected an integer, got 32.0"),
+        ({"rounds": -1}, "rounds: expected an integer of at least 0"),
         ({"max_iters": 0}, "max_iters: expected an integer of at least 1"),
         ({"eps": 0.0}, "eps: expected a positive number"),
         ({"tol": float("nan")}, "tol: expected a positive number"),
