@@ -77,7 +77,8 @@ def hierarchical(
     Args:
         u: scores `[n, d]`.
         v: scores `[m, d]`.
-        a: weights `[n]`, even over the samples; zero for padding, which does not change the plan.
+        a: weights `[n]`, even over the samples; zero for padding, which has no part in the plan; how often to halve is
+            decided by the padded sizes, though, as shapes are.
         b: weights `[m]`, even over the samples, with the same sum as `a`.
         leaf: samples of the larger side to halve down to, static, at least 16. More are nearer to the exact plan and
             take longer. Halving ends earlier where the smaller side would have fewer than 16.
@@ -187,7 +188,7 @@ def _hierarchical(
             codes, left, right, info = best
             middles = points[0] + left[-1], points[1] + right[-1]
             other = regrouped(jax.lax.stop_gradient(middles), real, starts, depth, directions)
-            new = attempt(tuple(jnp.where(few, old, code) for old, code in zip(codes, other, strict=True)))
+            new = attempt((jnp.where(few, codes[0], other[0]), jnp.where(few, codes[1], other[1])))
             better = (new[3].details["cost"] < info.details["cost"]) & (
                 new[3].marginal_error <= jnp.maximum(info.marginal_error, tol)
             )
