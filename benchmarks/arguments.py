@@ -101,6 +101,8 @@ def calls():
         "group": {"t_a": np.asarray(T), "t_b": np.asarray(T), "num_treatments": K, "max_waste": 1.5, "max_buckets": 2},
         "group_batch": {"t_a": T, "t_b": T, "num_treatments": K, "capacity": 4},
         "held_out_agreement": {"key": KEY, "matcher": psa.sinkhorn, "u": X, "v": X, "groups": groups, "repeats": 1},
+        "hierarchical": pair
+        | {"leaf": 16, "rounds": 1, "eps": 0.1, "tol": 0.1, "max_iters": 3, "cost": psa.squared_euclidean},
         "ignore_nonfinite": {"x": X, "t": T},
         "independent": {"a": W, "b": W},
         "kl_divergence": sides | {"k": 1},

@@ -19,6 +19,7 @@ import psa_jax
 HERE = pathlib.Path(__file__).parent
 README = HERE.parent / "README.md"
 WHOLE = HERE / "README.md"
+GIANTS = HERE / "GIANTS.md"
 NOT_SHOWN = ("ns per pair and iteration", "share of peak")
 QUALITY = ("Sachs", "Bodenmiller", "SNARE-seq", "BMMC", "digits", "Sachs, labels permuted")
 RECIPES = ("the paper's", "today")
@@ -54,8 +55,8 @@ def save(name, settings, rows):
 
 
 def refill():
-    """Writes every marked table of both READMEs from the results that there are."""
-    for path in (README, WHOLE):
+    """Writes every marked table of the READMEs and of `GIANTS.md` from the results that there are."""
+    for path in (README, WHOLE, GIANTS):
         write(path, filled(path.read_text(encoding="utf-8")))
 
 

@@ -25,6 +25,7 @@ MATCHERS = {
     "ott-jax": functools.partial(psa.sinkhorn, absorb=False, newton=0),
     "unbalanced": functools.partial(psa.sinkhorn, tau_a=0.9, newton=2),
     "low rank": functools.partial(psa.low_rank_sinkhorn, rank=2),
+    "hierarchical": psa.hierarchical,
     "gw": psa.gromov_wasserstein,
     "snn": psa.snn,
     "nearest": psa.nearest,

@@ -11,6 +11,7 @@ from psa_jax.match.entropic import Relative, relative
 from psa_jax.match.eot import sinkhorn
 from psa_jax.match.extend import extend
 from psa_jax.match.gw import fused_gromov_wasserstein, gromov_wasserstein
+from psa_jax.match.hierarchical import hierarchical
 from psa_jax.match.low_rank import low_rank_sinkhorn
 from psa_jax.match.nearest import nearest
 from psa_jax.match.residual import gradient_residual
@@ -28,6 +29,7 @@ __all__ = [
     "geodesics",
     "gradient_residual",
     "gromov_wasserstein",
+    "hierarchical",
     "independent",
     "known_pairs",
     "low_rank_sinkhorn",

@@ -1,0 +1,117 @@
+"""Matchers of one large treatment beside each other: `python -m benchmarks.giants --sizes 1000 10000 100000`.
+
+Squared Euclidean costs. The transport cost of each plan is told over that of the exact assignment up to 4,000 samples,
+and over that of Sinkhorn in tiles. Seconds are of one run, compilation apart; memory is what the compiled program
+allocates. Sinkhorn in tiles, whose time grows as the square, is left out above `--most` samples.
+"""
+
+import argparse
+import functools
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy.optimize import linear_sum_assignment
+
+import psa_jax as psa
+from benchmarks.matching import logits
+from benchmarks.tables import save
+from psa_jax.devices import map_rows
+from psa_jax.match.cost import pairwise
+
+EXACT = 4000
+TILED = "sinkhorn in tiles, eps 0.02"
+METHODS = {
+    TILED: functools.partial(
+        psa.sinkhorn, cost=psa.squared_euclidean, eps=psa.relative(0.02), memory=2**12, max_iters=300
+    ),
+    "low_rank_sinkhorn, rank 32": psa.low_rank_sinkhorn,
+    "low_rank_sinkhorn, rank 128": functools.partial(psa.low_rank_sinkhorn, rank=128),
+    "hierarchical": psa.hierarchical,
+    "hierarchical, leaf 512": functools.partial(psa.hierarchical, leaf=512),
+}
+
+
+def clusters(n, seed=0):
+    """Two samples `[n, 3]` of the same six clusters, whose proportions differ by chance, a little apart."""
+    rng = np.random.default_rng(seed)
+    centres = 4 * rng.normal(size=(6, 3))
+    u, v = (centres[rng.integers(0, 6, n)] + 0.5 * rng.normal(size=(n, 3)) for _ in range(2))
+    return u.astype(np.float32), (v + 0.3).astype(np.float32)
+
+
+DATA = {"6 clusters, 3 features": clusters, "12 logits of 4 latents": lambda n: logits(n, 1)[:2]}
+
+
+@jax.jit
+def weighed(coupling, u, v):
+    """The transport cost of a plan, and the L1 error of its marginals, chunk by chunk."""
+
+    def rows(chunk):
+        own, i = chunk
+        mass = jnp.exp(coupling.log_mass(i))
+        return (mass * pairwise(psa.squared_euclidean, own, v)).sum(1), mass.sum(1)
+
+    n, m = coupling.shape
+    costs, mass = map_rows(rows, (u, jnp.arange(n)), max(1, 2**22 // m))
+    errors = jnp.abs(mass - 1 / n).sum(), jnp.abs(coupling.col_marginal() - 1 / m).sum()
+    return costs.sum() / mass.sum(), jnp.maximum(*errors)
+
+
+def one(method, data, n):
+    """The row of a method on `n` samples a side."""
+    u, v = map(jnp.asarray, DATA[data](n))
+    w = jnp.full(n, 1 / n)
+    match = jax.jit(METHODS[method]).lower(u, v, w, w).compile()
+    memory, start = match.memory_analysis(), time.perf_counter()
+    coupling = jax.block_until_ready(match(u, v, w, w))
+    seconds = time.perf_counter() - start
+    cost, error = map(float, weighed(coupling, u, v))
+    return {
+        "data": data,
+        "n": n,
+        "method": method,
+        "cost": cost,
+        "over the exact one's": None,
+        "over Sinkhorn's": None,
+        "marginal error": error,
+        "seconds": seconds,
+        "memory (MiB)": (memory.temp_size_in_bytes + memory.output_size_in_bytes) / 2**20,
+        "converged": bool(coupling.info.converged),
+    }
+
+
+def exact(data, n):
+    """The least cost of all bijections."""
+    u, v = (x.astype(np.float64) for x in DATA[data](n))
+    costs = (u * u).sum(1)[:, None] + (v * v).sum(1)[None] - 2 * u @ v.T
+    return float(costs[linear_sum_assignment(costs)].mean())
+
+
+def compared(data, n, most):
+    """The rows of every method on one data set."""
+    found = [one(method, data, n) for method in METHODS if method != TILED or n <= most]
+    best = exact(data, n) if n <= EXACT else None
+    for row in found:
+        row["over the exact one's"] = row["cost"] / best if best else None
+        row["over Sinkhorn's"] = row["cost"] / found[0]["cost"] if found[0]["method"] == TILED else None
+        print(row, file=sys.stderr, flush=True)
+    return found
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[1000, 10_000], help="samples of a side")
+    parser.add_argument("--most", type=int, default=20_000, help="samples up to which Sinkhorn in tiles is run")
+    args = parser.parse_args()
+    rows = []
+    for n in args.sizes:
+        for data in DATA:
+            rows += compared(data, n, args.most)
+    save("giants", {"sizes": args.sizes}, rows)
+
+
+if __name__ == "__main__":
+    main()
