@@ -149,10 +149,16 @@ def _tell_new_batch(show: Show, other: Any) -> None:
 
 def _tell_mixed(show: Show, kept: Kept, mixed: int, total: int, where: str) -> None:
     if mixed:
-        if kept.alignment.strata is not None:
-            where = f"those of no known {kept.column('within')} among them; {where}"
-        show.note(
-            f"{mixed} of {total} cells have no treatment that was matched: treatments were mixed by their propensities "
-            f"({where})"
-        )
+        if kept.alignment.strata is None:
+            show.note(
+                f"{mixed} of {total} cells have no treatment that was matched: treatments were mixed by their "
+                f"propensities ({where})"
+            )
+        else:
+            within = kept.column("within")
+            show.note(
+                f"{mixed} of {total} cells have no treatment and {within} that were matched: what is open was mixed, "
+                f"treatments by their propensities, each {within} of one by its size (those of no known {within} among "
+                f"them; {where})"
+            )
     show.print_notes()

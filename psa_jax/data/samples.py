@@ -8,7 +8,7 @@ import numpy as np
 
 from psa_jax.data.codes import check_batch, codes
 from psa_jax.data.features import features
-from psa_jax.data.labels import encode
+from psa_jax.data.labels import encode, listed
 from psa_jax.data.strata import Strata, stratified
 from psa_jax.types import Array, Float, Int, known, pytree, static
 
@@ -218,8 +218,13 @@ def validate(data: Unpaired) -> None:
                 f"{x.shape[0]} rows, the first at row {bad[0]}"
             )
     if not np.intersect1d(np.asarray(data.a.t), np.asarray(data.b.t)).size:
-        within = "" if data.strata is None else " within a stratum"
-        raise ValueError(f"data: expected at least one treatment{within} that both modalities have, got none")
+        if data.strata is None:
+            raise ValueError("data: expected at least one treatment that both modalities have, got none")
+        found = (listed(np.unique(np.asarray(side.t)), data.names) for side in (data.a, data.b))
+        told = " in a and ".join(f"[{names}]" for names in found)
+        raise ValueError(
+            f"within: expected at least one treatment within a stratum that both modalities have, got {told} in b"
+        )
 
 
 def on_host(data: Unpaired) -> Unpaired:

@@ -107,7 +107,7 @@ def test_new_cells_have_plates_of_either_name(made):
     rows = table(folder / "day.csv")
     assert [row["mixed"] for row in rows] == ["0"] * 6 + ["1"] * 6
     assert rows[7]["within"] == ""
-    assert "6 of 12 cells have no treatment that was matched" in " ".join(result.output.split())
+    assert "6 of 12 cells have no treatment and plate that were matched" in " ".join(result.output.split())
     assert "those of no known plate among them" in " ".join(result.output.split())
     assert "4 of 12 cells have no batch that training had" in result.output
     result = call("score", folder / "out", folder / "day.h5ad", "--output", folder / "scored.h5ad", "--batch", "donor")
