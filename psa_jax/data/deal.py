@@ -23,7 +23,7 @@ def deal(groups: Groups, devices: int) -> Groups:
         >>> from psa_jax.data.groups import group
         >>> t = np.repeat([0, 1, 2, 3, 4], 3)
         >>> [bucket.rows.shape for bucket in deal(group(t, t, 5), 2).buckets]
-        [(4, 3), (1, 4)]
+        [(1, 4), (4, 3)]
     """
     if devices == 1:
         return groups
