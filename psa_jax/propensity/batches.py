@@ -58,8 +58,8 @@ def batches_of(name: str, modality: Modality) -> Int[Array, " B"] | None:
 
 
 def beside(
-    x: Float[Array, "n d"], batch: Int[Array, " n"] | None, batches: Int[Array, " B"] | None
-) -> Float[Array, "n c"]:
+    x: Float[Array, "n ..."], batch: Int[Array, " n"] | None, batches: Int[Array, " B"] | None
+) -> Float[Array, "n ..."]:
     """Features, and for each of the batches a column that is one for its samples; those of no such batch have zeros."""
     if batches is None:
         return x
