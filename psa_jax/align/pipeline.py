@@ -53,8 +53,8 @@ def align(
     that memorised labels cannot leak into the scores. Scores are calibrated by temperature, freed of their treatment
     frequencies, and restricted to the treatments that both modalities of `data` have. Where `data` are stratified
     (`Unpaired.from_labels(..., within_a=, within_b=)`) classifiers learn the treatment, and all after them goes by
-    treatment and stratum. Where samples have a batch (`batch_a=`, `batch_b=`) classifiers see it, and the frequencies
-    that scores are freed of are those within it.
+    treatment and stratum. Where samples have a batch (`batch_a=`, `batch_b=`) classifiers see it, and scores are
+    also freed of what these have learnt of the treatment from it alone.
 
     It runs on the host and compiles what it calls; each stage is a function of its own (`fit`, `crossfit`,
     `propensity`, `group`, `blockwise`) to build something else from.

@@ -23,7 +23,7 @@ class Modality:
         x: features `[n, ...]`, float.
         t: treatment codes `[n]`, integers in `[0, num_treatments)`; of stratified data the codes of `Strata`.
         batch: `[n]` integers from 0 up, what each sample came in (donor, day), or None: classifiers see it beside the
-            features, and how often treatments were given in it is divided out of the scores.
+            features, and what they have learnt of the treatment from it alone is divided out of the scores.
     """
 
     x: Float[Array, "n ..."]

@@ -1,4 +1,4 @@
-"""A batch that samples came in, such as a donor: what classifiers see of it, and how often treatments were given in it.
+"""A batch that samples came in, such as a donor: what classifiers see of it, and what they believe by it.
 
 It changes both what is measured and which treatments were given. A classifier that sees it beside the features predicts
 `P(t | x, batch)`, and over `P(t | batch)` that is `P(x | t, batch) / P(x | batch)`: how samples of a batch differ among

@@ -19,8 +19,8 @@ class Scorer:
 
     Attributes:
         temperature: what the logits are divided by.
-        log_prior: `[K]` log treatment frequencies that are subtracted, or None; with batches `[B + 1, K]`, those of
-            each and overall.
+        log_prior: `[K]` log treatment frequencies that are subtracted, or None; with batches `[B + 1, K]`, what
+            the classifier believes by each of them, and those overall.
         treatments: `[d]` the treatments whose columns are kept.
         features: static; the shape of one sample.
         dtype: static; the name of the features' type.
