@@ -40,9 +40,9 @@ def blockwise(
             accelerators. It never changes a result.
         mesh: static; the devices to use, all of its axes: of each bucket of treatments as many as the devices divide
             are dealt to them, the few that are left, such as a giant alone in its bucket, are solved by all of them
-            together, with the rows spread and one all-reduce of `m` numbers a sweep, beside two scalars. `u` and `v` may lie anywhere. The result's methods use the
-            same devices, its blocks are those of `data.deal.deal(groups, devices)`; it is the same up to rounding on
-            any mesh.
+            together, with the rows spread and one all-reduce of `m` numbers a sweep, beside two scalars. `u` and `v`
+            may lie anywhere. The result's methods use the same devices, its blocks are those of
+            `data.deal.deal(groups, devices)`; it is the same up to rounding on any mesh.
 
     Returns:
         `(u [n, d], v [m, d'], groups) -> Blocked`, compiled, and itself open to `jit`, `vmap` and `grad` in `u`, `v`
