@@ -19,6 +19,8 @@ from psa_jax.io.loaded import Loaded, Reading, Side, loaded
 from psa_jax.io.origin import Origin, feature_types
 from psa_jax.types import KeyArray
 
+EACH = " (where the files' columns differ, name one for each)"
+
 
 @checked
 def from_anndata(
@@ -207,7 +209,7 @@ def _two_files(
     ):
         check_anndata(argument, adata)
         origin = Origin(obsm=array) if array is not None else Origin(layer)
-        read = functools.partial(labels_of, adata.obs, where=f"obs of {name!r}")
+        read = functools.partial(labels_of, adata.obs, where=f"obs of {name!r}", also=EACH)
         further = read_further(columns.of(place), lambda column, argument, read=read: read(column, argument=argument))
         sides.append(_side(adata, name, column, origin, read(column), further))
     pair = _pairs(sides, pairs)

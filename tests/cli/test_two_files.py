@@ -260,7 +260,10 @@ def test_smoothing_may_be_chosen_by_labels_first(files, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--treatment", "guide"], "--treatment: no column 'guide' in obs of 'protein' [perturbation]"),
+        (
+            ["--treatment", "guide"],
+            "--treatment: no column 'guide' in obs of 'protein' [perturbation] (where",
+        ),
         ([*BOTH, "--control", "q"], "--control: expected one of w, x, y, z, got 'q'"),
         (
             [*BOTH, "--treatments", "x,q"],
