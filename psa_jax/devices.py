@@ -38,6 +38,11 @@ def check_mesh(mesh: Any) -> None:
         )
 
 
+def all_devices() -> Mesh:
+    """One axis of all devices, those of other processes too."""
+    return jax.make_mesh((jax.device_count(),), ("devices",), axis_types=(AxisType.Auto,))
+
+
 def replicated(tree: PyTree, mesh: Mesh) -> PyTree:
     """The same arrays on every device of the mesh."""
     return jax.tree.map(lambda leaf: jax.lax.with_sharding_constraint(leaf, NamedSharding(mesh, PartitionSpec())), tree)

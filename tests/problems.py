@@ -1,6 +1,7 @@
 """Small problems that several test modules use."""
 
 import dataclasses
+import socket
 
 import jax.numpy as jnp
 import numpy as np
@@ -54,3 +55,10 @@ def uniform(n, dtype=jnp.float32):
 def pair_of_clouds(n, m, dim=3, seed=0, dtype=jnp.float32):
     rng = np.random.default_rng(seed)
     return jnp.asarray(rng.normal(size=(n, dim)), dtype), jnp.asarray(rng.normal(size=(m, dim)) + 0.3, dtype)
+
+
+def free_port():
+    """One that nobody listens at."""
+    with socket.socket() as server:
+        server.bind(("localhost", 0))
+        return str(server.getsockname()[1])

@@ -25,6 +25,7 @@ from psa_jax.match import sinkhorn
 from psa_jax.match.blockwise import blockwise
 from psa_jax.match.eot import MAX_ROUNDING
 from psa_jax.match.features import takes_features, with_features
+from psa_jax.processes import check_same
 from psa_jax.progress import Progress, watching
 from psa_jax.propensity.learn import Representation, classifier, learn, settled
 from psa_jax.propensity.learner import Learner, check_learner
@@ -71,7 +72,7 @@ def align(
             an attribute `takes_features`, get `(scores, features)` for `u` and `v`, scores in units of their largest
             distance within treatments; `project` then goes by transport of the scores.
         mesh: devices to use: classifiers (members times folds) and treatments are spread over them, see `blockwise`.
-            The same key gives the same result up to rounding on any mesh.
+            The same key gives the same result up to rounding on any mesh. Of several processes each calls this alike.
         progress: True draws a bar (needs rich); a function is called with every `psa_jax.progress.Step`.
 
     Returns:
@@ -79,7 +80,8 @@ def align(
 
     Raises:
         ValueError: invalid data (see `validate`), fewer than two treatments that both modalities have, a query of
-            other features or treatments, `valid` without a query, scores that are not finite.
+            other features or treatments, `valid` without a query, scores that are not finite; with a mesh, processes
+            that were given different data or keys.
 
     Warns:
         AlignmentWarning: treatments that only one modality has, that did not converge, or whose scores have no
@@ -104,6 +106,8 @@ def align(
     _check(data, query, valid)
     data = on_host(data)
     query, valid = (None if part is None else on_host(part) for part in (query, valid))
+    if mesh is not None:
+        check_same(key=key, data=data, query=query, valid=valid)
     taught = data.taught
     shared = np.intersect1d(np.asarray(taught.a.t), np.asarray(taught.b.t))
     if shared.size < 2:

@@ -15,6 +15,7 @@ from psa_jax.cli.options import MOST, Debug, Force, Seed
 from psa_jax.cli.reading import Source, check_features, refuse, words_of
 from psa_jax.cli.running import run
 from psa_jax.cli.show import Show
+from psa_jax.processes import join
 from psa_jax.propensity import Learner
 
 app = typer.Typer(name="psa-jax", cls=Commands, add_completion=False, pretty_exceptions_enable=False)
@@ -162,6 +163,12 @@ def align(
     k: Annotated[int | None, typer.Option(min=1, max=MOST, help="Neighbours, of snn and nearest. Default: 1.")] = None,
     seed: Seed = 0,
     tune: Annotated[bool, typer.Option("--tune", help="Choose the smoothing by labels first; twice the time.")] = False,
+    mesh: Annotated[
+        bool,
+        typer.Option(
+            "--mesh", help="Use all devices: of this machine, or of all that Slurm, Open MPI or their like started."
+        ),
+    ] = False,
     quick: Annotated[bool, typer.Option("--quick", help="For a first look: one classifier, three folds.")] = False,
     epochs: Annotated[
         int | None,
@@ -220,7 +227,9 @@ def align(
         refuse("--control", f"expected one of --treatments {treatments}, got {control}")
     members = (QUICK["members"] if quick else Learner.members) if members is None else members
     folds = (QUICK["folds"] if quick else Learner.folds) if folds is None else folds
-    fit = Fit(matcher.value, eps, relative_eps, k, seed, epochs, members, folds, tune, relative_to_control)
+    fit = Fit(matcher.value, eps, relative_eps, k, seed, epochs, members, folds, tune, relative_to_control, mesh)
+    if mesh:
+        join()
     wanted = Wanted(control, check_features(features), impute_b)
     run(lambda folder, show: cells(folder, show, source, fit, wanted, str(output)), output, force)
 

@@ -35,9 +35,11 @@ from psa_jax.cli.results import judge, metric_rows, note_clipped, status_line, v
 from psa_jax.cli.show import Show
 from psa_jax.cli.tables import metrics_table, treatments_table
 from psa_jax.data.samples import Unpaired
+from psa_jax.devices import all_devices
 from psa_jax.io.impute import impute_from
 from psa_jax.judge.tune import tune
 from psa_jax.match import known_pairs
+from psa_jax.processes import gathered
 from psa_jax.propensity import Learner, Training, relative_to
 from psa_jax.types import KeyArray
 
@@ -58,6 +60,7 @@ class Fit:
     folds: int
     tune: bool = False
     relative_to_control: bool = False
+    mesh: bool = False
 
     def learner(self, control: int | None) -> Learner:
         """Of both modalities, by the code of the control."""
@@ -91,7 +94,11 @@ def cells(folder: Path, show: Show, source: Source, fit: Fit, wanted: Wanted, ca
     matcher = make_matcher(fit.matcher, fit.eps, fit.relative_eps, fit.k)
     a, b, tuning = _learners(key_tune, show, data, fit, wanted.control)
     with show.noting():
-        alignment = show.aligning(lambda tell: align(key_align, data, a=a, b=b, matcher=matcher, progress=tell))
+        mesh = all_devices() if fit.mesh else None
+        alignment = show.aligning(
+            lambda tell: align(key_align, data, a=a, b=b, matcher=matcher, mesh=mesh, progress=tell)
+        )
+        alignment = _here(alignment)
     note_clipped(show, alignment, fit.k)
     label = MATCHERS[fit.matcher]
     with show.stage("evaluation", "evaluation"):
@@ -133,6 +140,17 @@ def cells(folder: Path, show: Show, source: Source, fit: Fit, wanted: Wanted, ca
         written = write_report(folder, told)
         write_html(folder / "report.html", show, Kept(folder, "a", written, alignment, loaded.preparations[0]), called)
     show.print_notes()
+
+
+def _here(alignment: Alignment) -> Alignment:
+    """The alignment whole in this process, which goes on alone."""
+    if jax.process_count() == 1:
+        return alignment
+    found = gathered(alignment)
+    projection = found.projection
+    if projection is not None:
+        projection = dataclasses.replace(projection, coupling=dataclasses.replace(projection.coupling, mesh=None))
+    return dataclasses.replace(found, coupling=dataclasses.replace(found.coupling, mesh=None), projection=projection)
 
 
 def _learners(

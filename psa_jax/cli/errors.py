@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.text import Text
 from typer.core import TyperGroup
 
+from psa_jax.processes import leave
+
 FAILED, INTERRUPTED, LONGEST = 1, 130, 1000
 OPTIONS = (
     "treatment|treatments|modalities|layer|obsm|num_components|drop_unlabelled|min_cells|folds|members|epochs|seed|eps|k|"
@@ -55,6 +57,7 @@ class Commands(TyperGroup):
                 traceback.print_exception(error)
             Console(stderr=True).print(Text(f"error: {told(error)}", style="red"), soft_wrap=True)
             code = getattr(error, "exit_code", FAILED)
+            leave(code)
         sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -4,10 +4,12 @@ import contextlib
 import os
 import signal
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import jax
 import typer
 
 from psa_jax.cli.output import OutputFile, OutputFolder
@@ -22,10 +24,14 @@ def run(
     force: bool,
     kind: type[OutputFolder] | type[OutputFile] = OutputFolder,
 ) -> None:
-    """Runs a job into a folder or file that appears when it is complete; a signal ends it with 128 and its number."""
-    show, worker = Show(), _Worker()
+    """Runs a job into a folder or file that appears when it is complete; a signal ends it with 128 and its number.
+
+    Of several processes each does the whole job, as its devices are needed; only the first one's output is kept.
+    """
+    other = jax.distributed.is_initialized() and jax.process_index() > 0
+    show, worker = Show(quiet=other), _Worker()
     try:
-        with _heeding_signals(worker.hear), kind(output, force) as place:
+        with _heeding_signals(worker.hear), _scratch(output, other) as kept, kind(kept, force) as place:
             worker.run(lambda: job(place, show))
         show.written(output)
         told = "interrupted, after all was written"
@@ -40,6 +46,16 @@ def run(
             sys.stdout.flush()
             os._exit(128 + worker.heard)
         raise typer.Exit(128 + worker.heard)
+
+
+@contextlib.contextmanager
+def _scratch(output: Path, wanted: bool) -> Iterator[Path]:
+    """The output itself, or one of its name that is thrown away."""
+    if not wanted:
+        yield output
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder) / output.name
 
 
 @contextlib.contextmanager

@@ -21,8 +21,8 @@ _T = TypeVar("_T")
 class Show:
     """One command's terminal: stages with their times, a bar for epochs, notes, tables."""
 
-    def __init__(self) -> None:
-        self.console = Console(highlight=False)
+    def __init__(self, quiet: bool = False) -> None:
+        self.console = Console(highlight=False, quiet=quiet)
         self.errors = Console(stderr=True, highlight=False, soft_wrap=True)
         self.timings: dict[str, float] = {}
         self.notes: list[str] = []

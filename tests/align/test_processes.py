@@ -1,12 +1,13 @@
 """Two processes of two devices each give what one process gives."""
 
 import os
-import socket
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+
+from tests.problems import free_port
 
 SCRIPT = """
 import os, sys
@@ -31,12 +32,6 @@ np.savez(out, applied=coupling.apply(y), projected=alignment.project(y), scores=
 if rank >= 0:
     jax.distributed.shutdown()
 """
-
-
-def free_port():
-    with socket.socket() as server:
-        server.bind(("localhost", 0))
-        return str(server.getsockname()[1])
 
 
 @pytest.mark.slow
