@@ -19,7 +19,7 @@ import psa_jax
 HERE = pathlib.Path(__file__).parent
 README = HERE.parent / "README.md"
 WHOLE = HERE / "README.md"
-GIANTS = HERE / "GIANTS.md"
+PAGES = (HERE / "GIANTS.md", HERE / "SCALE.md")
 NOT_SHOWN = ("ns per pair and iteration", "share of peak")
 QUALITY = ("Sachs", "Bodenmiller", "SNARE-seq", "BMMC", "digits", "Sachs, labels permuted")
 RECIPES = ("the paper's", "today")
@@ -55,8 +55,8 @@ def save(name, settings, rows):
 
 
 def refill():
-    """Writes every marked table of the READMEs and of `GIANTS.md` from the results that there are."""
-    for path in (README, WHOLE, GIANTS):
+    """Writes every marked table of the READMEs and pages from the results that there are."""
+    for path in (README, WHOLE, *PAGES):
         write(path, filled(path.read_text(encoding="utf-8")))
 
 
@@ -123,7 +123,21 @@ def seconds():
     ]
 
 
-TABLES = {"quality": quality, "seconds": seconds}
+def counted():
+    """What `python -m benchmarks.scale_plan` found in a compiled program."""
+    path = HERE / "results" / "scale_plan.json"
+    found = json.loads(path.read_text())["counted"] if path.exists() else {}
+    return [{"eight devices": name, "found": str(value)} for name, value in found.items()]
+
+
+def scale():
+    """The rows of `python -m benchmarks.scale`, which differ in what was done with the alignment."""
+    found = whole("scale")
+    columns = dict.fromkeys(column for row in found for column in row)
+    return [{column: row.get(column) for column in columns} for row in found]
+
+
+TABLES = {"quality": quality, "seconds": seconds, "scale": scale, "scale_counted": counted}
 
 
 def _short(run):
