@@ -11,6 +11,7 @@ left in it included.
 import argparse
 import contextlib
 import functools
+import json
 import pathlib
 import re
 import sys
@@ -369,21 +370,27 @@ def plot(rows):
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, 4, figsize=(17, 4), layout="constrained")
+    figure, axes = plt.subplots(1, 4, figsize=(16, 4), layout="constrained")
     wanted = [r for r in rows if "SNN" not in r["method"] and "sizes" not in r["method"]]
+    colours = {method: f"C{place % 10}" for place, method in enumerate(dict.fromkeys(r["method"] for r in wanted))}
     panels = (
-        ("n", "run (s)", lambda r: r["treatments"] == 12 and r["K"] == 12),
-        ("n", "peak (GiB)", lambda r: r["treatments"] == 12 and r["K"] == 12),
-        ("treatments", "run (s)", lambda r: r["n"] == 200 and r["K"] == 12),
-        ("K", "run (s)", lambda r: r["treatments"] == 12 and r["n"] == 600),
+        ("n", "run (s)", "12 treatments, K 12", lambda r: r["treatments"] == 12 and r["K"] == 12),
+        ("n", "peak (GiB)", "12 treatments, K 12", lambda r: r["treatments"] == 12 and r["K"] == 12),
+        ("treatments", "run (s)", "200 samples each, K 12", lambda r: r["n"] == 200 and r["K"] == 12),
+        ("K", "run (s)", "12 treatments of 600", lambda r: r["treatments"] == 12 and r["n"] == 600),
     )
-    for ax, (x, y, keep) in zip(axes, panels, strict=True):
-        for method in dict.fromkeys(r["method"] for r in wanted):
+    drawn = {}
+    for ax, (x, y, title, keep) in zip(axes, panels, strict=True):
+        ticks = set()
+        for method, colour in colours.items():
             points = sorted((r[x], r[y]) for r in wanted if r["method"] == method and keep(r) and r[y])
             if points:
-                ax.loglog(*zip(*points, strict=True), "o-", label=method)
-        ax.set(xlabel={"n": "samples in a treatment"}.get(x, x), ylabel=y)
-    axes[0].legend(fontsize=8)
+                drawn[method] = ax.loglog(*zip(*points, strict=True), "o-", color=colour, label=method)[0]
+                ticks |= {point[0] for point in points}
+        ax.set(xlabel={"n": "samples in a treatment"}.get(x, x), ylabel=y, title=title)
+        ax.set_xticks(sorted(ticks), [str(tick) for tick in sorted(ticks)])
+        ax.minorticks_off()
+    figure.legend(handles=list(drawn.values()), loc="outside lower center", ncols=len(drawn), frameon=False)
     folder = HERE / "figures"
     folder.mkdir(exist_ok=True)
     figure.savefig(folder / "matching.png", dpi=110)
@@ -393,7 +400,11 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--large", action="store_true", help="the sizes for an accelerator as well")
     parser.add_argument("--pot-limit", type=int, default=1600, help="largest treatment for POT (minutes at 1600)")
+    parser.add_argument("--draw", action="store_true", help="the picture anew, from the results there are")
     args = parser.parse_args()
+    if args.draw:
+        plot(json.loads((HERE / "results" / "matching.json").read_text())["rows"])
+        return
     warnings.filterwarnings("ignore", module="ot")
     copy, product = limits()
     rows = []

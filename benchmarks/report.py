@@ -19,6 +19,10 @@ TITLES = {
     "snare": "SNARE-seq",
     "file": "A file",
 }
+COLOURS = {
+    "none": "0.5", "PS": "C0", "PS as published": "C1", "PS, permuted labels": "0.7", "VAE": "C2", "contrastive": "C4",
+    "CCA": "C5", "raw features": "C8",
+}  # fmt: skip
 # Xi et al. 2024, tables of sections 5 and 6: medians of 10 seeds, at the paper's scale.
 PUBLISHED = {
     "balls": [
@@ -146,18 +150,20 @@ def summary(rows, keys):
 
 
 def draw(name, record):
-    """Every row's error and lift, one dot a seed."""
+    """Every row's error and lift, one dot a seed; a colour for each representation, the same in every picture."""
     rows = [row for row in record["rows"] if row["table"] == "alignment" and row["match"] != "true pairs"]
     labels = list(dict.fromkeys(f"{row['representation']}, {row['match']}" for row in rows))
-    figure, axes = plt.subplots(1, 2, figsize=(10, 0.35 * len(labels) + 1), sharey=True)
-    for axis, column, chance in zip(axes, ("error / class mean", "lift"), (1, 1), strict=True):
+    figure, axes = plt.subplots(1, 2, figsize=(10, 0.35 * len(labels) + 1), sharey=True, layout="constrained")
+    for axis, column in zip(axes, ("error / class mean", "lift"), strict=True):
         for row in rows:
-            axis.plot(row[column], labels.index(f"{row['representation']}, {row['match']}"), "o", color="C0", alpha=0.6)
-        axis.axvline(chance, color="0.6", linewidth=1)
-        axis.set_xlabel(column)
+            place, colour = labels.index(f"{row['representation']}, {row['match']}"), COLOURS[row["representation"]]
+            axis.plot(row[column], place, "o", color=colour, alpha=0.7)
+        axis.axvline(1, color="0.6", linewidth=1)
+        axis.set_xlabel(f"{column} (1: knows the treatment alone)")
     axes[0].set_yticks(range(len(labels)), labels)
     axes[0].invert_yaxis()
-    figure.tight_layout()
+    settings = record["settings"]
+    figure.suptitle(f"{TITLES[settings['data']]}, {settings['scale']} scale, {settings['seeds']} seeds")
     (HERE / "figures").mkdir(exist_ok=True)
     figure.savefig(HERE / "figures" / f"{name}.png", dpi=110)
     plt.close(figure)
