@@ -17,6 +17,7 @@ from psa_jax.data.deal import deal
 from psa_jax.data.groups import Groups, group
 from psa_jax.data.labels import listed
 from psa_jax.data.samples import Unpaired, check_like, on_host, validate
+from psa_jax.data.source import Source
 from psa_jax.data.split import split
 from psa_jax.devices import check_mesh
 from psa_jax.judge.projection import Projection, fit_projection
@@ -114,7 +115,9 @@ def align(
         )
     check_matcher(matcher, int(shared.size))
     key_split, key_a, key_b = jax.random.split(key, 3)
-    aligned = data if query is None else query
+    aligned, paired = data if query is None else query, takes_features(matcher)
+    if paired and any(isinstance(side.x, Source) for side in (aligned.a, aligned.b)):
+        raise ValueError("matcher: expected one of scores alone, as features come from a source, got one of features")
     if query is not None and valid is None:
         data, valid = _hold_out(key_split, data)
     taught, valid = data.taught, None if valid is None else valid.taught
@@ -139,11 +142,10 @@ def align(
         side_a, side_b = settled(sides)
         groups = group(aligned.a.t, aligned.b.t, aligned.num_treatments)
         watch.begin("refinement", 1)
-        features = jnp.asarray(aligned.a.x), jnp.asarray(aligned.b.x)
+        features = aligned.a.x, aligned.b.x
         refined = refine(jax.random.fold_in(key, 4), side_a.scores, side_b.scores, *features, groups, mesh=mesh)
         watch.advance()
         watch.begin("matching", 1)
-        paired = takes_features(matcher)
         u, v = refined.u, refined.v
         u, v = with_features(u, v, features[0], features[1], groups) if paired else (u, v)
         coupling = blockwise(matcher, mesh=mesh)(u, v, groups)

@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 
 from psa_jax.arguments import checked
 from psa_jax.data.groups import Groups
+from psa_jax.data.source import Source
 from psa_jax.judge.agreement import treatments_of, within
 from psa_jax.judge.evidence import Evidence, evidence
 from psa_jax.judge.thin import thin, together
@@ -65,8 +66,8 @@ def refine(
     key: KeyArray,
     u: Float[Array, "n d"],
     v: Float[Array, "m d"],
-    x: Float[Array, "n ..."],
-    y: Float[Array, "m ..."],
+    x: Float[Array, "n ..."] | Source,
+    y: Float[Array, "m ..."] | Source,
     groups: Groups,
     *,
     mesh: Mesh | None = None,
@@ -112,7 +113,7 @@ def refine(
         if features.shape[0] != number or not features.size:
             raise ValueError(f"{name}: expected features of {number} samples, as the plan has, got {features.shape}")
         for told, values in ((name, features), ({"x": "u", "y": "v"}[name], scores)):
-            if not bool(jnp.isfinite(values).all()):
+            if not isinstance(values, Source) and not bool(jnp.isfinite(values).all()):
                 raise ValueError(f"{told}: expected finite numbers, got NaN or infinity")
     dtype = float_dtype(u, v)
     u, v = jnp.asarray(u, dtype), jnp.asarray(v, dtype)
@@ -121,7 +122,7 @@ def refine(
     few = (u, v, groups) if some is None else (some.of_a(u), some.of_b(v), some.groups)
     found = evidence(key_evidence, few[0], few[1], together(few[2]))
     wide = max(math.prod(side.shape[1:]) for side in (x, y)) > MOST_FEATURES
-    if wide or not bool(found.common):
+    if isinstance(x, Source) or isinstance(y, Source) or wide or not bool(found.common):
         return Refined(u, v, None, None, found)
     (u, first), (v, second) = once(key_folds, u, v, flat(x, dtype), flat(y, dtype), together(groups), mesh)
     return Refined(u, v, first, second, found)
