@@ -17,7 +17,7 @@ from psa_jax.data.deal import deal
 from psa_jax.data.groups import Groups, group
 from psa_jax.data.labels import listed
 from psa_jax.data.samples import Unpaired, check_like, on_host, validate
-from psa_jax.data.source import Source
+from psa_jax.data.source import Source, reading
 from psa_jax.data.split import split
 from psa_jax.devices import check_mesh
 from psa_jax.judge.projection import Projection, fit_projection
@@ -143,7 +143,9 @@ def align(
         groups = group(aligned.a.t, aligned.b.t, aligned.num_treatments)
         watch.begin("refinement", 1)
         features = aligned.a.x, aligned.b.x
-        refined = refine(jax.random.fold_in(key, 4), side_a.scores, side_b.scores, *features, groups, mesh=mesh)
+        read = [(f"modality {name}: x", x) for name, x in zip("ab", features, strict=True)]
+        with reading(*read):
+            refined = refine(jax.random.fold_in(key, 4), side_a.scores, side_b.scores, *features, groups, mesh=mesh)
         watch.advance()
         watch.begin("matching", 1)
         u, v = refined.u, refined.v
@@ -153,16 +155,17 @@ def align(
         watch.advance()
         watch.begin("projection", 1)
         key_project = jax.random.fold_in(key, 3)
-        projection = fit_projection(
-            key_project,
-            side_a.scores,
-            side_b.scores,
-            groups,
-            matcher=sinkhorn if paired else matcher,  # which serves new samples too
-            refined=refined,
-            features=features,
-            mesh=mesh,
-        )
+        with reading(*read):
+            projection = fit_projection(
+                key_project,
+                side_a.scores,
+                side_b.scores,
+                groups,
+                matcher=sinkhorn if paired else matcher,  # which serves new samples too
+                refined=refined,
+                features=features,
+                mesh=mesh,
+            )
         watch.advance()
     groups = groups if mesh is None else deal(groups, mesh.size)  # as the coupling's blocks are
     return joined(coupling, groups, side_a, side_b, data.names, data, projection, refined)

@@ -24,6 +24,7 @@ from psa_jax.data.rows import bounds
 from psa_jax.devices import map_rows
 from psa_jax.types import Array, Float, Int, PyTree, brief, pytree, static
 
+HELD = 2**22  # numbers at once
 T = TypeVar("T")
 _READERS: "weakref.WeakValueDictionary[int, Reader]" = weakref.WeakValueDictionary()
 _NUMBERS = itertools.count()
@@ -73,6 +74,11 @@ class Source:
     def nbytes(self) -> int:
         """How much memory they would take."""
         return self.size * np.dtype(self.dtype).itemsize
+
+    @property
+    def few(self) -> int:
+        """How many samples are held at once where it changes no result."""
+        return max(1, HELD // max(1, math.prod(self.shape[1:])))
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -222,8 +228,10 @@ def some(x: Array | Source, ids: Any) -> Array | Source:
 
 
 def map_samples(fn: Callable[[Array], PyTree], x: Array | Source, chunk: int) -> PyTree:
-    """`map_rows`, of features that may be a source."""
-    return map_rows(fn, x, chunk) if not isinstance(x, Source) else map_parts(lambda ids, part: fn(part), x, chunk)
+    """`map_rows`, of features that may be a source; of wide ones fewer samples at a time are held."""
+    if not isinstance(x, Source):
+        return map_rows(fn, x, chunk)
+    return map_parts(lambda ids, part: fn(part), x, min(chunk, x.few))
 
 
 def map_parts(fn: Callable[[Array, Array], PyTree], x: Array | Source, chunk: int) -> PyTree:
@@ -241,16 +249,16 @@ def map_parts(fn: Callable[[Array, Array], PyTree], x: Array | Source, chunk: in
     return map_rows(part, (ids, jnp.where(ids + step < n, ids + step, -1)), chunk)
 
 
-def fold_samples(fn: Callable[[T, Array, Array], T], state: T, x: Source, chunk: int) -> T:
-    """`state = fn(state, rows, real)` over all samples in their order; `real` `[k]` is False for padding."""
+def fold_samples(fn: Callable[[T, Array, Array, Array], T], state: T, x: Source, chunk: int) -> T:
+    """`state = fn(state, ids, x[ids], real)` over all samples in their order; `real` `[k]` is False for padding."""
     n = x.shape[0]
-    steps = -(-n // chunk)
+    steps = -(-n // min(chunk, x.few))
     step = -(-n // steps)
     ids = jnp.arange(steps * step).reshape(steps, step)
 
     def one(state: T, ids: Array) -> tuple[T, None]:
-        following = jnp.where(ids + step < n, ids + step, -1)
-        return fn(state, x.read(jnp.minimum(ids, n - 1), following), ids < n), None
+        own, following = jnp.minimum(ids, n - 1), jnp.where(ids + step < n, ids + step, -1)
+        return fn(state, own, x.read(own, following), ids < n), None
 
     return jax.lax.scan(one, state, ids)[0]
 

@@ -228,7 +228,7 @@ def _streamed_moments(x: Source) -> tuple[Array, Array]:
     origin = x[:1][(slice(0, 1),) * (x.ndim - 1)]
     zero = jnp.zeros_like(origin.reshape(-1))
 
-    def add(state: tuple[Array, ...], part: Array, real: Array) -> tuple[Array, ...]:
+    def add(state: tuple[Array, ...], _: Array, part: Array, real: Array) -> tuple[Array, ...]:
         count, unit, mean, squares = state
         real = real.reshape(-1, *(1,) * (x.ndim - 1))
         top = jnp.maximum(unit, jnp.where(real, jnp.abs(part - origin), 0).max((0, *inner)))

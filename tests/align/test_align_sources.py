@@ -1,22 +1,32 @@
 """Alignments of sources: those of the same data in memory, on any mesh, from files, and beyond memory."""
 
+import os
+import subprocess
+import sys
+import textwrap
+
 import jax
 import numpy as np
+import pytest
+from jax.sharding import AxisType
 
 import psa_jax as psa
 
 K, N, M = 5, 90, 80
 RNG = np.random.default_rng(0)
 STATE = RNG.normal(size=(N + M, 4)) + RNG.normal(size=(K, 4))[np.arange(N + M) % K]
-T = np.arange(N + M) % K
 X, Y = (np.tanh(STATE @ RNG.normal(size=(4, d))).astype(np.float32) for d in (8, 6))
-X, Y, T_A, T_B = X[:N], Y[N:], T[:N], T[N:]
+X, Y, T_A, T_B = X[:N], Y[N:], np.arange(N) % K, np.arange(N, N + M) % K
 QUICK = psa.Learner(psa.linear(K), members=2, folds=3, training=psa.Training(epochs=2, batch_size=32))
 KEY = jax.random.key(3)
 
 
-def data(wrap, x=X, y=Y, **batches):
-    return psa.Unpaired(psa.Modality(wrap(x), T_A, batches.get("a")), psa.Modality(wrap(y), T_B, batches.get("b")), K)
+def data(wrap, batch_a=None, batch_b=None):
+    return psa.Unpaired(psa.Modality(wrap(X), T_A, batch_a), psa.Modality(wrap(Y), T_B, batch_b), K)
+
+
+def in_memory(x):
+    return x
 
 
 def aligned(data, **options):
@@ -26,22 +36,123 @@ def aligned(data, **options):
 def same(found, expected, atol=1e-5):
     for name in ("scores_a", "scores_b", "member_scores_a", "member_scores_b"):
         np.testing.assert_allclose(getattr(found, name), getattr(expected, name), atol=atol)
-    jax.tree.map(
-        lambda x, y: np.testing.assert_allclose(x, y, atol=atol), found.fitted_a.params, expected.fitted_a.params
-    )
-    np.testing.assert_allclose(found.project(Y), expected.project(Y), atol=1e-3)
+    for one, other in zip(*(jax.tree.leaves((x.fitted_a.params, x.fitted_b)) for x in (found, expected)), strict=True):
+        np.testing.assert_allclose(one, other, atol=atol)
 
 
 def test_an_alignment_of_sources_is_that_of_the_arrays(tmp_path):
-    one, other = aligned(data(psa.source)), aligned(data(lambda x: x))
+    one, other = aligned(data(psa.source)), aligned(data(in_memory))
     same(one, other)
     np.testing.assert_allclose(one.score_a(psa.source(X)), other.score_a(X), atol=1e-5)
-    np.testing.assert_allclose(one.project(psa.source(Y)), other.project(Y), atol=1e-3)
-    np.testing.assert_allclose(one.T.project(psa.source(X)), other.T.project(X), atol=1e-3)
-    np.testing.assert_allclose(
-        one.project(psa.source(Y), x=psa.source(X[:7]), t=T_A[:7]), other.project(Y, x=X[:7], t=T_A[:7]), atol=1e-3
-    )
+    expected = other.project(Y)
+    np.testing.assert_allclose(one.project(Y), expected, atol=1e-3)
+    np.testing.assert_allclose(one.project(psa.source(Y)), expected, atol=1e-3)
     one.save(tmp_path / "it")
     again = psa.io.load_alignment(tmp_path / "it" / "alignment.npz", model_a=psa.linear(K), model_b=psa.linear(K))
     np.testing.assert_array_equal(again.scores_a, one.scores_a)
     np.testing.assert_allclose(again.score_b(psa.source(Y)), other.score_b(Y), atol=1e-5)
+
+
+@pytest.mark.slow
+def test_new_samples_and_the_other_direction_may_be_read_too():
+    one = aligned(data(psa.source))
+    np.testing.assert_allclose(one.T.project(psa.source(X)), one.T.project(X), atol=1e-5)
+    new = {"x": X[:7] + 0.1, "t": T_A[:7]}
+    read = one.project(psa.source(Y), x=psa.source(new["x"]), t=new["t"])
+    np.testing.assert_allclose(read, one.project(Y, **new), atol=1e-5)
+    images = np.stack([Y[:, :4], Y[:, 2:]], axis=2)
+    np.testing.assert_allclose(one.project(psa.source(images)), one.project(images), atol=1e-5)
+    with pytest.raises(ValueError, match="y: expected 80 values"):
+        one.project(psa.source(Y[:79]))
+    with pytest.raises(ValueError, match="x: expected features"):
+        one.score_a(psa.source(Y))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [None, 4, 8])
+def test_failures_and_results_are_the_same_on_any_mesh(devices):
+    mesh = None
+    if devices is not None:
+        mesh = jax.make_mesh((devices,), ("x",), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices])
+
+    class Failing:
+        left = 12
+
+        def __len__(self):
+            return N
+
+        def __getitem__(self, ids):
+            self.left -= 1
+            if self.left < 0:
+                raise OSError("the disk is gone")
+            return X[ids]
+
+    broken = psa.Unpaired(psa.Modality(psa.source(Failing()), T_A), psa.Modality(Y, T_B), K)
+    steps = []
+    with pytest.raises(RuntimeError, match=r"^modality a: x: expected row.* of the source, which raised OSError"):
+        aligned(broken, mesh=mesh, progress=steps.append)
+    jax.effects_barrier()  # nothing of what failed is left
+    same(aligned(data(psa.source), mesh=mesh, progress=steps.append), aligned(data(in_memory)), atol=1e-4)
+
+
+@pytest.mark.slow
+def test_batches_queries_and_many_modalities_are_read(tmp_path):
+    batch = {"batch_a": RNG.integers(0, 2, N), "batch_b": RNG.integers(0, 2, M)}
+    same(aligned(data(psa.source, **batch)), aligned(data(in_memory, **batch)))
+    train, rest = psa.split(KEY, data(psa.source), (0.7, 0.3))
+    array_train, array_rest = psa.split(KEY, data(in_memory), (0.7, 0.3))
+    same(aligned(train, query=rest), aligned(array_train, query=array_rest))
+    sides = [psa.align_many(KEY, [x.a, x.b], K, learners=QUICK) for x in (data(psa.source), data(in_memory))]
+    np.testing.assert_allclose(*(side.representations[1].scores for side in sides), atol=1e-5)
+    named = psa.Unpaired.from_labels(psa.source(X), T_A, psa.source(Y), T_B)
+    same(aligned(named), aligned(data(in_memory)))
+
+
+def test_matchers_of_features_are_refused_before_anything_is_read():
+    for wrong in (data(psa.source), psa.Unpaired(data(psa.source).a, data(in_memory).b, K)):
+        with pytest.raises(ValueError, match="matcher: expected one of scores alone"):
+            aligned(wrong, matcher=psa.fused_gromov_wasserstein)
+
+
+@pytest.mark.slow
+def test_data_larger_than_memory_are_never_held():
+    program = """
+        import resource
+
+        import jax
+        import numpy as np
+
+        import psa_jax as psa
+
+        K = 16
+
+
+        class Computed:
+            def __init__(self, n, d):
+                self.n, self.w = n, np.random.default_rng(0).normal(size=d).astype(np.float32)
+
+            def __len__(self):
+                return self.n
+
+            def __getitem__(self, ids):
+                return (np.sin(ids) + ids % K).astype(np.float32)[:, None] * self.w
+
+
+        def peak(n, d):
+            t, few = np.arange(n) % K, np.arange(128) % K
+            training = psa.Training(epochs=1, batch_size=256)
+            quick = psa.Learner(psa.linear(K), members=1, folds=3, augment=None, training=training)
+            y = np.random.default_rng(1).normal(size=(128, 5)).astype(np.float32)
+            a, b = psa.Modality(psa.source(Computed(n, d)), t), psa.Modality(y, few)
+            alignment = psa.align(jax.random.key(0), psa.Unpaired(a, b, K), a=quick, b=quick)
+            alignment.score_a(psa.source(Computed(n, d))).block_until_ready()
+            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+        small = peak(32768, 8)
+        print(peak(32768, 8192) - small)
+    """
+    plain = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}  # which optimises memory, too
+    command = [sys.executable, "-c", textwrap.dedent(program)]
+    out = subprocess.run(command, capture_output=True, text=True, check=True, timeout=500, env=plain)
+    data = 4 * 32768 * 8192
+    assert int(out.stdout) < data / 3, f"{int(out.stdout) / 2**20:.0f} MiB more for {data / 2**20:.0f} MiB of data"

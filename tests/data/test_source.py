@@ -151,7 +151,7 @@ def test_parts_are_those_of_arrays_and_are_read_once_each(chunk):
         asked = np.concatenate(rows.asked)
         assert len(asked) == 2 * len(array)
 
-        def add(total, part, real):
+        def add(total, ids, part, real):
             return total + jnp.where(real[:, None], part, 0).sum(0)
 
         total = jax.jit(lambda x: fold_samples(add, jnp.zeros(3), x, chunk))(given)
