@@ -63,14 +63,14 @@ def align(
     Args:
         key: a typed key.
         data: what to learn from. Sizes may differ; treatments may be missing in one modality. `Unpaired.from_labels`
-            makes it of labels of any kind.
+            makes it of labels of any kind. Features may be a `psa.source`, to be read: the result is the same.
         query: other samples of the same kind to align instead of `data`; they may have treatments that `data` lacks.
         valid: samples that select the best epoch and the temperature, with a query only; by default a fifth of `data`.
         a: how the scores of modality a are learnt, by default `Learner()`: the model, smoothing, training, members.
         b: the same for modality b.
         matcher: of one treatment, `(u, v, a, b) -> Coupling`. `fused_gromov_wasserstein`, and functions of yours with
             an attribute `takes_features`, get `(scores, features)` for `u` and `v`, scores in units of their largest
-            distance within treatments; `project` then goes by transport of the scores.
+            distance within treatments, none from a `psa.source`; `project` then goes by transport of the scores.
         mesh: devices to use: classifiers (members times folds) and treatments are spread over them, see `blockwise`.
             The same key gives the same result up to rounding on any mesh.
         progress: True draws a bar (needs rich); a function is called with every `psa_jax.progress.Step`.

@@ -1,5 +1,6 @@
 """Alignments of sources: those of the same data in memory, on any mesh, from files, and beyond memory."""
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -41,16 +42,38 @@ def same(found, expected, atol=1e-5):
 
 
 def test_an_alignment_of_sources_is_that_of_the_arrays(tmp_path):
-    one, other = aligned(data(psa.source)), aligned(data(in_memory))
+    few = dataclasses.replace(QUICK, model=psa.linear(3))
+    one, other = (
+        psa.align(KEY, psa.Unpaired(psa.Modality(wrap(X), T_A % 3), psa.Modality(wrap(Y), T_B % 3), 3), a=few, b=few)
+        for wrap in (psa.source, in_memory)
+    )
     same(one, other)
     np.testing.assert_allclose(one.score_a(psa.source(X)), other.score_a(X), atol=1e-5)
     expected = other.project(Y)
     np.testing.assert_allclose(one.project(Y), expected, atol=1e-3)
     np.testing.assert_allclose(one.project(psa.source(Y)), expected, atol=1e-3)
     one.save(tmp_path / "it")
-    again = psa.io.load_alignment(tmp_path / "it" / "alignment.npz", model_a=psa.linear(K), model_b=psa.linear(K))
+    again = psa.io.load_alignment(tmp_path / "it" / "alignment.npz", model_a=psa.linear(3), model_b=psa.linear(3))
     np.testing.assert_array_equal(again.scores_a, one.scores_a)
     np.testing.assert_allclose(again.score_b(psa.source(Y)), other.score_b(Y), atol=1e-5)
+
+
+@pytest.mark.slow
+def test_scores_that_are_refined_are_those_of_the_arrays():
+    rng = np.random.default_rng(1)
+    t = np.arange(900) % 9
+    state = rng.normal(size=(2, 900, 3)) + rng.normal(size=(9, 3))[t]
+    x, y = (np.tanh(z @ rng.normal(size=(3, d)) / 2).astype(np.float32) for z, d in zip(state, (8, 7), strict=True))
+    learner = psa.Learner(psa.mlp((16,), 9), members=2, folds=3, augment=None, training=psa.Training(epochs=20))
+    one, other = (
+        psa.align(KEY, psa.Unpaired(psa.Modality(wrap(x), t), psa.Modality(wrap(y), t), 9), a=learner, b=learner)
+        for wrap in (psa.source, in_memory)
+    )
+    assert one.refined_a is not None
+    same(one, other, atol=1e-3)
+    np.testing.assert_allclose(one.refined_b.slope, other.refined_b.slope, atol=1e-3)
+    np.testing.assert_allclose(one.projection.weight_a, other.projection.weight_a, atol=1e-2)
+    np.testing.assert_allclose(one.score_a(psa.source(x)), other.score_a(x), atol=1e-3)
 
 
 @pytest.mark.slow
@@ -62,6 +85,10 @@ def test_new_samples_and_the_other_direction_may_be_read_too():
     np.testing.assert_allclose(read, one.project(Y, **new), atol=1e-5)
     images = np.stack([Y[:, :4], Y[:, 2:]], axis=2)
     np.testing.assert_allclose(one.project(psa.source(images)), one.project(images), atol=1e-5)
+    truth = psa.Truth(np.where(np.arange(N) < M, np.arange(N), -1))
+    figures = [psa.evaluate(KEY, one, truth, given)["metrics"] for given in (data(psa.source), data(in_memory))]
+    assert set(figures[1]) - set(figures[0]) == {"foscttm_features"}
+    assert figures[0]["trace"] == figures[1]["trace"]
     with pytest.raises(ValueError, match="y: expected 80 values"):
         one.project(psa.source(Y[:79]))
     with pytest.raises(ValueError, match="x: expected features"):

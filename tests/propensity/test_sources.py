@@ -7,9 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
+from problems import slow
 
 import psa_jax as psa
-from psa_jax.propensity.fit import _fit
+from psa_jax.propensity.fit import _ensemble, _fit
 from psa_jax.propensity.model import CHUNK
 
 RNG = np.random.default_rng(0)
@@ -28,6 +30,10 @@ class Mine(nn.Module):
         return nn.Dense(3)(x - mean.value)
 
 
+def make(rngs):
+    return nnx.Linear(5, 3, rngs=rngs)
+
+
 def close(found, expected, atol=1e-5):
     jax.tree.map(
         lambda x, y: np.testing.assert_allclose(x, y, atol=atol, rtol=1e-5),
@@ -36,7 +42,7 @@ def close(found, expected, atol=1e-5):
     )
 
 
-@pytest.mark.parametrize("augment", [None, psa.gaussian_noise(0.3)])
+@pytest.mark.parametrize("augment", [*slow(None), psa.gaussian_noise(0.3)])
 def test_fit_gives_what_it_gives_of_the_array(augment):
     for valid in (None, np.arange(60)):
         given = [
@@ -69,6 +75,7 @@ def test_members_folds_and_scores_are_those_of_the_array():
         np.testing.assert_allclose(one, other, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_images_of_bytes_are_those_of_the_array():
     images = RNG.integers(0, 255, (24, 8, 8, 2)).astype(np.uint8)
     training = psa.Training(epochs=1, batch_size=8)
@@ -96,12 +103,11 @@ def test_models_that_know_of_no_sources_get_some_samples_at_first():
     few, all_ = (psa.fit(KEY, model, given, T, training=QUICK) for given in (psa.source(X), X))
     close(few, all_)
 
-    def make(rngs):
-        return nnx.Linear(5, 3, rngs=rngs)
 
-    from flax import nnx
-
-    close(*(psa.fit(KEY, psa.from_nnx(make), given, T, training=QUICK) for given in (psa.source(X), X)))
+@pytest.mark.slow
+def test_models_that_look_at_no_sample_read_none_at_first():
+    model = psa.from_nnx(make)
+    close(*(psa.fit(KEY, model, given, T, training=QUICK) for given in (psa.source(X), X)))
 
 
 def test_one_program_serves_every_source_of_a_shape():
@@ -161,3 +167,13 @@ def test_a_source_may_be_traced():
 def test_sources_that_do_not_fit_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         psa.fit(KEY, psa.linear(3), make(), T)
+
+
+def test_members_that_train_together_read_together():
+    x, keys = psa.source(X), jax.random.split(KEY, 2)
+    options = {"model": psa.linear(3), "training": QUICK, "on_epoch": None, "mesh": None}
+    together, apart = (
+        _ensemble(keys, x, jnp.asarray(T, jnp.int32), None, None, None, vectorize=vectorize, **options)
+        for vectorize in (True, False)
+    )
+    close(together, apart)
