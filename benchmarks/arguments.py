@@ -136,6 +136,7 @@ def calls():
         "sliced_wasserstein1": {"key": KEY, **sides, "num_projections": 2},
         "smoothing": {"key": KEY, "x": X},
         "snn": pair | {"k": 1, "approximate": False},
+        "source": {"rows": np.asarray(X), "each": False},
         "split": {"key": KEY, "data": data, "fractions": (0.5, 0.5), "truth": None},
         "squared_euclidean": point,
         "trace": {"coupling": coupling, "truth": truth},
@@ -152,6 +153,7 @@ FREE = {  # what these may be is not for us to say: trees of parameters, or what
     ("propensity", "params"),
     ("class_mean", "u"),
     ("class_mean", "v"),
+    ("source", "rows"),
 }
 
 CALLED = ("on_epoch", "progress", "augment")

@@ -26,7 +26,19 @@ from psa_jax.align import (
     match_batch,
 )
 from psa_jax.coupling import Blocked, Chained, Coupling, Info, chain, shrink
-from psa_jax.data import Groups, Modality, Strata, Truth, Unpaired, group, permute_treatments, split, validate
+from psa_jax.data import (
+    Groups,
+    Modality,
+    Source,
+    Strata,
+    Truth,
+    Unpaired,
+    group,
+    permute_treatments,
+    source,
+    split,
+    validate,
+)
 from psa_jax.judge import (
     Diagnosis,
     EpsSweep,
@@ -132,6 +144,7 @@ __all__ = [
     "Model",
     "Prediction",
     "Scorer",
+    "Source",
     "Strata",
     "Training",
     "Truth",
@@ -208,6 +221,7 @@ __all__ = [
     "sliced_wasserstein1",
     "smoothing",
     "snn",
+    "source",
     "split",
     "squared_euclidean",
     "tempered",

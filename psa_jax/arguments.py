@@ -195,6 +195,8 @@ def _array(annotation: Any, name: str, value: Any) -> Any:
         raise ValueError(f"{expected}, got shape {tuple(array.shape)}")
     if isinstance(array, jax.Array):
         return array
+    if not hasattr(array, "__array__"):
+        raise ValueError(f"{expected} in memory, got a {type(value).__name__} of shape {tuple(array.shape)}")
     with jax.ensure_compile_time_eval():  # what is known stays known while something else is traced
         taken = jnp.asarray(array)
     if integers and taken.dtype != kind and not np.array_equal(np.asarray(taken), array):

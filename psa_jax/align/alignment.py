@@ -8,12 +8,22 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from psa_jax.align.new import Prediction, checked_batch, dense, matched_codes, partners, predicted, weighed
+from psa_jax.align.new import (
+    Prediction,
+    checked_batch,
+    dense,
+    matched_codes,
+    partners,
+    predicted,
+    project_source,
+    weighed,
+)
 from psa_jax.align.told import facts
 from psa_jax.arguments import numbers
 from psa_jax.coupling.blocked import Blocked
 from psa_jax.coupling.coupling import Coupling
 from psa_jax.data.groups import Groups
+from psa_jax.data.source import Source, reading
 from psa_jax.data.strata import Strata
 from psa_jax.judge.projection import Projection
 from psa_jax.judge.refinement import Refinement
@@ -111,9 +121,9 @@ class Alignment:
 
     def project(
         self,
-        y: Float[Array, "m ..."],
+        y: Float[Array, "m ..."] | Source,
         *,
-        x: Float[Array, "k ..."] | None = None,
+        x: Float[Array, "k ..."] | Source | None = None,
         t: Int[Array, " k"] | None = None,
         batch: Int[Array, " k"] | None = None,
     ) -> Float[Array, "n ..."]:
@@ -126,7 +136,8 @@ class Alignment:
         plots this is the one to take.
 
         Args:
-            y: `[m, ...]` values of the samples of b that were aligned, such as `data.b.x`; may be sparse or a table.
+            y: `[m, ...]` values of the samples of b that were aligned, such as `data.b.x`; may be sparse, a table, or a
+                `psa.source`, whose values are read treatment by treatment (not inside `jit`).
             x: `[k, ...]` new samples of a, to project for instead of those that were aligned; `sinkhorn` only.
             t: `[k]` their treatments.
             batch: `[k]` their batches, see `score_a`.
@@ -142,9 +153,12 @@ class Alignment:
             raise ValueError("x, t: expected features and treatments of new samples, got only one of them")
         if x is not None:
             law = extend(law, self.score_a(x, batch), t)
-        y = numbers("y", dense(y))
+        y = y if isinstance(y, Source) else numbers("y", dense(y))
         if y.ndim < 1 or y.shape[0] != law.shape[1]:
             raise ValueError(f"y: expected {law.shape[1]} values, one for each sample of b, got shape {y.shape}")
+        if isinstance(y, Source):
+            with reading(("y", y)) as wait:
+                return wait(project_source(law, y))
         out = project(law, y.reshape(y.shape[0], -1).astype(float_dtype(y)))
         return out.reshape(-1, *y.shape[1:])
 
@@ -225,14 +239,14 @@ class Alignment:
         """Reads what `save` wrote. (Models and matchers of one's own are given to `psa_jax.io.load_alignment`.)"""
         return _files().load_alignment(os.path.join(folder, FILE))
 
-    def score_a(self, x: Float[Array, "k ..."], batch: Int[Array, " k"] | None = None) -> Float[Array, "k d"]:
+    def score_a(self, x: Float[Array, "k ..."] | Source, batch: Int[Array, " k"] | None = None) -> Float[Array, "k d"]:
         """Scores new samples of modality a `[k, ...]`, for `extend`. Open to `jit` and `grad`.
 
         Every classifier has a say: logits are averaged over members and, without a query, over folds (the aligned
         samples themselves were scored by the one fold that had not seen them).
 
         Args:
-            x: `[k, ...]` new samples, prepared as those that were aligned.
+            x: `[k, ...]` new samples, prepared as those that were aligned, or a `psa.source` of them.
             batch: `[k]` codes of their batches, as in the data, where these had some. Samples of another one, -1 say,
                 and all if this is None, are scored as of no batch, by the treatments' frequencies overall.
 
@@ -241,7 +255,7 @@ class Alignment:
         """
         return _score("scorer_a", self.scorer_a, self.fitted_a, self.refined_a, x, batch)
 
-    def score_b(self, x: Float[Array, "k ..."], batch: Int[Array, " k"] | None = None) -> Float[Array, "k d"]:
+    def score_b(self, x: Float[Array, "k ..."] | Source, batch: Int[Array, " k"] | None = None) -> Float[Array, "k d"]:
         """Scores new samples of modality b, as `score_a`."""
         return _score("scorer_b", self.scorer_b, self.fitted_b, self.refined_b, x, batch)
 
@@ -280,12 +294,13 @@ def _files() -> Any:
     return importlib.import_module("psa_jax.io.alignments")
 
 
-def _score(name: str, scorer: Scorer | None, fitted: Fitted, refined: Refinement | None, x: Array, batch: Any) -> Array:
+def _score(name: str, scorer: Scorer | None, fitted: Fitted, refined: Refinement | None, x: Any, batch: Any) -> Array:
     if scorer is None:
         raise ValueError(f"{name}: expected one, as `align` makes it, got None")
-    x = numbers("x", dense(x))
+    x = x if isinstance(x, Source) else numbers("x", dense(x))
     batch = checked_batch(batch, x.shape[0])
     if batch is not None and scorer.batches is None:
         raise ValueError("batch: expected none, as the samples that were aligned had none, got some")
-    u = scorer.score(fitted.params, x, fitted.history.best_epoch.ndim, batch)
-    return u if refined is None else refined(u, x)
+    with reading(("x", x)) as wait:
+        u = scorer.score(fitted.params, x, fitted.history.best_epoch.ndim, batch)
+        return wait(u if refined is None else refined(u, x))

@@ -11,6 +11,7 @@ from psa_jax.arguments import checked
 from psa_jax.coupling.blocked import Blocked
 from psa_jax.coupling.coupling import Coupling
 from psa_jax.data.samples import Truth, Unpaired, check_truth, on_host
+from psa_jax.data.source import Source
 from psa_jax.match import class_mean
 from psa_jax.match.blockwise import blockwise
 from psa_jax.metrics.pairs import by_treatment, foscttm, project, trace
@@ -32,7 +33,7 @@ def evaluate(
     - `foscttm`: of projected scores of modality b, candidates being the same treatment's samples.
     - `foscttm_all`: the same, candidates being all samples.
     - `foscttm_sampled`: of the scores of one sampled match, same treatment.
-    - `foscttm_features`: of projected features of modality b, same treatment, if they are vectors.
+    - `foscttm_features`: of projected features of modality b, same treatment, if they are vectors in memory.
 
     Where no pair is known nothing is measured, and every number is None.
 
@@ -85,7 +86,7 @@ def _evaluate(key: KeyArray, alignment: Alignment, truth: Truth, data: Unpaired,
     if paired.size > queries:
         paired = np.sort(np.asarray(jax.random.choice(jax.random.fold_in(key, 1), paired, (queries,), replace=False)))
     features = {"foscttm": scores}
-    if data.b.x.ndim == 2:
+    if data.b.x.ndim == 2 and not isinstance(data.b.x, Source):
         features["foscttm_features"] = data.b.x
     if truth.z_a is not None and truth.z_b is not None:
         features |= {"latent_mse": truth.z_b, "squares": truth.z_b**2}

@@ -9,11 +9,12 @@ import numpy as np
 from psa_jax.coupling.blocked import Blocked
 from psa_jax.coupling.coupling import Masked
 from psa_jax.coupling.shrink import Shrunk
+from psa_jax.data.source import Source
 from psa_jax.data.strata import Strata
 from psa_jax.match.entropic import Gibbs
 from psa_jax.match.extend import extend
 from psa_jax.metrics.pairs import project
-from psa_jax.types import Array, Bool, Float, pytree
+from psa_jax.types import Array, Bool, Float, pytree, take
 
 COLUMNS, ROWS = 256, 512  # values and mixed samples at a time
 
@@ -113,6 +114,23 @@ def weighed(
     weights = np.where(strata.possible(known[:, 0], known[:, 1], there)[:, codes], weights, 0)
     total = weights.sum(axis=1, keepdims=True)
     return weights / np.where(total > 0, total, 1), codes
+
+
+def project_source(law: Blocked, y: Source) -> Array:
+    """`project`, of values that are read: those of one treatment at a time are held, and the result. On the host."""
+    n, m = law.shape
+    out = np.full((n, *y.shape[1:]), np.nan, jnp.promote_types(y.dtype, jnp.float32))
+    for block in law.blocks:
+        rows, cols = np.asarray(block.rows), np.asarray(block.cols)
+        wanted = np.where(cols < m, cols, cols[:, :1])
+        following = np.concatenate([wanted[1:], np.full_like(wanted[:1], -1)])
+        for place, ids in enumerate(wanted):
+            values = y.read(ids, following[place]).reshape(ids.size, -1).astype(out.dtype)
+            values = jnp.where((cols[place] < m)[:, None], values, 0)
+            own = rows[place] < n
+            found = np.asarray(project(take(block.coupling, place), values))[own]
+            out[rows[place][own]] = found.reshape(-1, *y.shape[1:])
+    return jnp.asarray(out)
 
 
 def expected(law: Blocked, y: Any, rows: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:

@@ -17,6 +17,7 @@ from psa_jax.data.deal import deal
 from psa_jax.data.groups import Groups, group
 from psa_jax.data.labels import listed
 from psa_jax.data.samples import Unpaired, check_like, on_host, validate
+from psa_jax.data.source import Source, reading
 from psa_jax.data.split import split
 from psa_jax.devices import check_mesh
 from psa_jax.judge.projection import Projection, fit_projection
@@ -63,14 +64,14 @@ def align(
     Args:
         key: a typed key.
         data: what to learn from. Sizes may differ; treatments may be missing in one modality. `Unpaired.from_labels`
-            makes it of labels of any kind.
+            makes it of labels of any kind. Features may be a `psa.source`, to be read: the result is the same.
         query: other samples of the same kind to align instead of `data`; they may have treatments that `data` lacks.
         valid: samples that select the best epoch and the temperature, with a query only; by default a fifth of `data`.
         a: how the scores of modality a are learnt, by default `Learner()`: the model, smoothing, training, members.
         b: the same for modality b.
         matcher: of one treatment, `(u, v, a, b) -> Coupling`. `fused_gromov_wasserstein`, and functions of yours with
             an attribute `takes_features`, get `(scores, features)` for `u` and `v`, scores in units of their largest
-            distance within treatments; `project` then goes by transport of the scores.
+            distance within treatments, none from a `psa.source`; `project` then goes by transport of the scores.
         mesh: devices to use: classifiers (members times folds) and treatments are spread over them, see `blockwise`.
             The same key gives the same result up to rounding on any mesh. Of several processes each calls this alike.
         progress: True draws a bar (needs rich); a function is called with every `psa_jax.progress.Step`.
@@ -118,7 +119,9 @@ def align(
         )
     check_matcher(matcher, int(shared.size))
     key_split, key_a, key_b = jax.random.split(key, 3)
-    aligned = data if query is None else query
+    aligned, paired = data if query is None else query, takes_features(matcher)
+    if paired and any(isinstance(side.x, Source) for side in (aligned.a, aligned.b)):
+        raise ValueError("matcher: expected one of scores alone, as features come from a source, got one of features")
     if query is not None and valid is None:
         data, valid = _hold_out(key_split, data)
     taught, valid = data.taught, None if valid is None else valid.taught
@@ -143,11 +146,12 @@ def align(
         side_a, side_b = settled(sides)
         groups = group(aligned.a.t, aligned.b.t, aligned.num_treatments)
         watch.begin("refinement", 1)
-        features = jnp.asarray(aligned.a.x), jnp.asarray(aligned.b.x)
-        refined = refine(jax.random.fold_in(key, 4), side_a.scores, side_b.scores, *features, groups, mesh=mesh)
+        features = aligned.a.x, aligned.b.x
+        read = [(f"modality {name}: x", x) for name, x in zip("ab", features, strict=True)]
+        with reading(*read):
+            refined = refine(jax.random.fold_in(key, 4), side_a.scores, side_b.scores, *features, groups, mesh=mesh)
         watch.advance()
         watch.begin("matching", 1)
-        paired = takes_features(matcher)
         u, v = refined.u, refined.v
         u, v = with_features(u, v, features[0], features[1], groups) if paired else (u, v)
         coupling = blockwise(matcher, mesh=mesh)(u, v, groups)
@@ -155,16 +159,17 @@ def align(
         watch.advance()
         watch.begin("projection", 1)
         key_project = jax.random.fold_in(key, 3)
-        projection = fit_projection(
-            key_project,
-            side_a.scores,
-            side_b.scores,
-            groups,
-            matcher=sinkhorn if paired else matcher,  # which serves new samples too
-            refined=refined,
-            features=features,
-            mesh=mesh,
-        )
+        with reading(*read):
+            projection = fit_projection(
+                key_project,
+                side_a.scores,
+                side_b.scores,
+                groups,
+                matcher=sinkhorn if paired else matcher,  # which serves new samples too
+                refined=refined,
+                features=features,
+                mesh=mesh,
+            )
         watch.advance()
     groups = groups if mesh is None else deal(groups, mesh.size)  # as the coupling's blocks are
     return joined(coupling, groups, side_a, side_b, data.names, data, projection, refined)

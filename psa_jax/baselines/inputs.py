@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from psa_jax.data.samples import Unpaired, check_like, on_host
+from psa_jax.data.source import Source
 
 
 def prepared(data: Unpaired, query: Unpaired | None) -> tuple[Unpaired, Unpaired]:
@@ -15,10 +16,18 @@ def prepared(data: Unpaired, query: Unpaired | None) -> tuple[Unpaired, Unpaired
             f"data: expected at least two treatments that both modalities have, got only {both.tolist()}: labels are "
             "all that a baseline has to go by"
         )
+    _check_in_memory("data", data)
     if query is None:
         return data, data
     check_like("query", query, given)
+    _check_in_memory("query", query)
     return data, on_host(query).taught
+
+
+def _check_in_memory(name: str, data: Unpaired) -> None:
+    for side in (data.a, data.b):
+        if isinstance(side.x, Source):
+            raise ValueError(f"{name}: expected features in memory, got a {side.x}: only psa_jax.align reads sources")
 
 
 def shared(data: Unpaired) -> np.ndarray:

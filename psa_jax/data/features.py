@@ -5,14 +5,22 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from psa_jax.data.source import Source
+
 
 def features(name: str, x: Any) -> Any:
-    """Features as an array that is no table; a `ValueError` that says `name` and what to write if they are none."""
+    """Features as an array that is no table, or a source; a `ValueError` that says `name` if they are none of these."""
+    if isinstance(x, Source):
+        return x
     if hasattr(x, "iloc"):
         x = x.to_numpy()
     if hasattr(x, "toarray"):
         raise ValueError(f"{name}: expected a dense array [n, ...], got a sparse one: give {name}.toarray()")
     if not hasattr(x, "dtype"):
+        if hasattr(x, "__getitem__") and not isinstance(x, list | tuple | str | dict) and not hasattr(x, "__array__"):
+            raise ValueError(
+                f"{name}: expected an array [n, ...], got {type(x).__name__}: psa_jax.source(...) of it reads its rows"
+            )
         try:
             x = np.asarray(x)
         except ValueError as error:

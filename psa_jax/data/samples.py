@@ -9,6 +9,7 @@ import numpy as np
 from psa_jax.data.codes import check_batch, codes
 from psa_jax.data.features import features
 from psa_jax.data.labels import encode, listed
+from psa_jax.data.source import Source, not_finite, reading, some
 from psa_jax.data.strata import Strata, stratified
 from psa_jax.types import Array, Float, Int, known, pytree, static
 
@@ -20,13 +21,13 @@ class Modality:
     """Samples of one kind of measurement.
 
     Attributes:
-        x: features `[n, ...]`, float.
+        x: features `[n, ...]`, float: an array, or a `psa.source` of what is larger than memory.
         t: treatment codes `[n]`, integers in `[0, num_treatments)`; of stratified data the codes of `Strata`.
         batch: `[n]` integers from 0 up, what each sample came in (donor, day), or None: classifiers see it beside the
             features, and what they have learnt of the treatment from it alone is divided out of the scores.
     """
 
-    x: Float[Array, "n ..."]
+    x: Any
     t: Int[Array, " n"]
     batch: Int[Array, " n"] | None = None
 
@@ -36,7 +37,7 @@ class Modality:
 
     def take(self, ids: Any) -> "Modality":
         """Some of the samples, by their numbers `[k]`."""
-        return Modality(self.x[ids], self.t[ids], None if self.batch is None else self.batch[ids])
+        return Modality(some(self.x, ids), self.t[ids], None if self.batch is None else self.batch[ids])
 
 
 @pytree
@@ -86,7 +87,7 @@ class Unpaired:
         """Unpaired data of samples whose treatments have labels of any kind; both modalities are coded together.
 
         Args:
-            x_a: features `[n, ...]` of modality a, float.
+            x_a: features `[n, ...]` of modality a, float, or a `psa.source`.
             labels_a: `[n]` labels: texts, numbers (compared as numbers: 1 and 1.0 are one), a pandas column.
             x_b: features `[m, ...]` of modality b.
             labels_b: `[m]` labels.
@@ -200,7 +201,8 @@ def validate(data: Unpaired) -> None:
     for name, modality in (("a", data.a), ("b", data.b)):
         if not isinstance(modality, Modality):
             raise ValueError(f"modality {name}: expected psa_jax.Modality(x, t), got {type(modality).__name__}")
-        x = np.asarray(features(f"modality {name}: x", modality.x))
+        x = features(f"modality {name}: x", modality.x)
+        x = x if isinstance(x, Source) else np.asarray(x)
         t = codes(f"modality {name}: t", modality.t, data.num_treatments)
         if x.ndim < 2:
             raise ValueError(f"modality {name}: x: expected rank 2 or more, [n, ...], got shape {x.shape}")
@@ -211,7 +213,11 @@ def validate(data: Unpaired) -> None:
         check_batch(f"modality {name}: batch", modality.batch, x.shape[0], data.batches)
         if not np.issubdtype(x.dtype, np.floating) and not jnp.issubdtype(x.dtype, jnp.floating):
             raise ValueError(f"modality {name}: x: expected a float dtype, got {x.dtype}: give x.astype('float32')")
-        bad = np.flatnonzero(~np.isfinite(x.reshape(x.shape[0], -1).astype(np.float64)).all(1))
+        if isinstance(x, Source):
+            with reading((f"modality {name}: x", x)):
+                bad = not_finite(x)
+        else:
+            bad = np.flatnonzero(~np.isfinite(x.reshape(x.shape[0], -1).astype(np.float64)).all(1))
         if bad.size:
             raise ValueError(
                 f"modality {name}: x: expected finite features, got NaN or infinity in {bad.size} of "
@@ -232,7 +238,7 @@ def on_host(data: Unpaired) -> Unpaired:
     validate(data)
     a, b = (
         Modality(
-            jnp.asarray(features("x", side.x)),
+            side.x if isinstance(side.x, Source) else jnp.asarray(features("x", side.x)),
             jnp.asarray(np.asarray(side.t), jnp.int32),
             None if side.batch is None else jnp.asarray(np.asarray(side.batch), jnp.int32),
         )

@@ -1,9 +1,12 @@
 """At most so many samples of each treatment: criteria are averages, which need not see every sample."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
 from psa_jax.data.groups import Bucket, Groups
+from psa_jax.data.source import Source
 from psa_jax.types import Array, Int, KeyArray, pytree
 
 MOST = 500
@@ -24,11 +27,11 @@ class Thinned:
     rows: Int[Array, " kept_rows"]
     cols: Int[Array, " kept_cols"]
 
-    def of_a(self, x: Array) -> Array:
+    def of_a(self, x: Any) -> Any:
         """What is said of all rows `[..., n, d]`, of those that are kept `[..., n', d]`; zeros for none."""
         return _kept(x, self.rows)
 
-    def of_b(self, x: Array) -> Array:
+    def of_b(self, x: Any) -> Any:
         """What is said of all columns `[..., m, d]`, of those that are kept."""
         return _kept(x, self.cols)
 
@@ -103,5 +106,7 @@ def _some(order: Array, ids: Array, most: int) -> Array:
     return jnp.take_along_axis(ids, jnp.argsort(order[ids], axis=1)[:, :most], axis=1)
 
 
-def _kept(x: Array, ids: Array) -> Array:
+def _kept(x: Any, ids: Array) -> Any:
+    if isinstance(x, Source):
+        return x.take(jnp.minimum(ids, x.shape[0] - 1))  # padding is in no treatment, whatever it is
     return jnp.asarray(x).at[..., ids, :].get(mode="fill", fill_value=0)

@@ -154,7 +154,7 @@ def tune(
         first, second = (dataclasses.replace(learner, augment=SINGLE[chosen]) for learner in learners)
     shapes = ()
     if geometry:
-        (u, v), x, y = learnt[chosen], jnp.asarray(data.a.x), jnp.asarray(data.b.x)
+        (u, v), x, y = learnt[chosen], data.a.x[:], data.b.x[:]
         shapes = try_shapes(jax.random.fold_in(key, 5), u, v, x, y, groups, repeats=repeats)
     return Tuned(first, second, chosen, tuple(rows), _matcher(shapes), shapes)
 

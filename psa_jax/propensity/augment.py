@@ -1,6 +1,7 @@
 """Random changes of a batch that smooth the propensity score."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -90,7 +91,11 @@ class Choice:
 
     def __call__(self, key: KeyArray, x: Array, /) -> Array:
         """Changes a batch `[n, ...]`."""
-        branches = [(lambda key, x: x) if augment is None else augment for augment in self.augments]
+
+        def branch(augment: Any) -> Callable[[KeyArray, Array], Array]:  # hashed by identity: settings may be traced
+            return lambda key, x: x if augment is None else augment(key, x)
+
+        branches = [branch(augment) for augment in self.augments]
         return jax.lax.switch(self.place, branches, key, x)
 
 

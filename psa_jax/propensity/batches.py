@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from psa_jax.data.samples import Modality
+from psa_jax.data.source import Source
 from psa_jax.propensity.augment import as_tree
 from psa_jax.types import Array, Float, Int, KeyArray, pytree, static
 
@@ -58,13 +59,14 @@ def batches_of(name: str, modality: Modality) -> Int[Array, " B"] | None:
 
 
 def beside(
-    x: Float[Array, "n ..."], batch: Int[Array, " n"] | None, batches: Int[Array, " B"] | None
-) -> Float[Array, "n ..."]:
+    x: Float[Array, "n ..."] | Source, batch: Int[Array, " n"] | None, batches: Int[Array, " B"] | None
+) -> Float[Array, "n ..."] | Source:
     """Features, and for each of the batches a column that is one for its samples; those of no such batch have zeros."""
     if batches is None:
         return x
     batch = jnp.full(x.shape[0], -1) if batch is None else batch
-    return jnp.concatenate([x, (batch[:, None] == batches[None]).astype(x.dtype)], axis=1)
+    columns = (batch[:, None] == batches[None]).astype(x.dtype)
+    return x.beside(columns) if isinstance(x, Source) else jnp.concatenate([x, columns], axis=1)
 
 
 def augment_beside(augment: Any, width: int) -> Any:

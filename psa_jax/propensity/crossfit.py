@@ -12,6 +12,7 @@ from jax.core import Tracer
 from jax.sharding import Mesh
 
 from psa_jax.arguments import checked
+from psa_jax.data.source import Source, reading, some
 from psa_jax.devices import each_run
 from psa_jax.propensity.augment import in_turn
 from psa_jax.propensity.fit import check, train_one
@@ -42,7 +43,7 @@ class CrossFitted:
 def crossfit(
     key: KeyArray,
     model: Model,
-    x: Float[Array, "n ..."],
+    x: Float[Array, "n ..."] | Source,
     t: Int[Array, " n"],
     *,
     folds: int = 5,
@@ -81,7 +82,8 @@ def crossfit(
         >>> out.logits.shape, np.bincount(out.fold).tolist()
         ((9, 2), [3, 3, 3])
     """
-    found = crossfit_members(key[None], model, x, t, folds, training, augment, class_weights, on_epoch)
+    with reading(("x", x)) as wait:
+        found = wait(crossfit_members(key[None], model, x, t, folds, training, augment, class_weights, on_epoch))
     return CrossFitted(*jax.tree.map(lambda leaf: leaf[0], found))
 
 
@@ -143,9 +145,9 @@ def _crossfit(
     def one(shared: Any, args: Any) -> tuple[Array, Fitted]:
         x, t, weights = shared
         key, (train, valid, scored), place, augment = args
-        held_out, names = (x[valid], t[valid]), {"member": place // folds, "fold": place % folds}
-        fitted = train_one(key, x[train], t[train], held_out, augment, weights, names, model, training, on_epoch)
-        return logits(model, fitted.params, x.at[scored].get(mode="clip")), fitted
+        held_out, names = (some(x, valid), t[valid]), {"member": place // folds, "fold": place % folds}
+        fitted = train_one(key, some(x, train), t[train], held_out, augment, weights, names, model, training, on_epoch)
+        return logits(model, fitted.params, some(x, jnp.minimum(scored, t.size - 1))), fitted
 
     flat, each = (
         jax.tree.map(shape, tree) for tree, shape in ((ids, _flat), (augments, lambda x: jnp.repeat(x, folds, 0)))

@@ -14,10 +14,11 @@ from jaxtyping import Key
 
 from psa_jax.arguments import checked
 from psa_jax.data.codes import check_codes, count_codes
-from psa_jax.devices import check_mesh, each_run, map_rows
+from psa_jax.data.source import Source, map_parts, not_finite, reading
+from psa_jax.devices import check_mesh, each_run
 from psa_jax.propensity.augment import as_tree, in_turn
 from psa_jax.propensity.loop import Fitted, minimise
-from psa_jax.propensity.model import CHUNK, Model, logits
+from psa_jax.propensity.model import CHUNK, Model, initial, logits
 from psa_jax.propensity.training import Training, check_training
 from psa_jax.types import Array, Augment, Float, Int, KeyArray, PyTree
 
@@ -26,11 +27,11 @@ from psa_jax.types import Array, Augment, Float, Int, KeyArray, PyTree
 def fit(
     key: KeyArray,
     model: Model,
-    x: Float[Array, "n ..."],
+    x: Float[Array, "n ..."] | Source,
     t: Int[Array, " n"],
     *,
     training: Training = Training(),
-    valid: tuple[Array, Array] | None = None,
+    valid: tuple[Array | Source, Array] | None = None,
     augment: Augment | None = None,
     class_weights: Float[Array, " K"] | None = None,
     on_epoch: Callable[..., None] | None = None,
@@ -45,7 +46,7 @@ def fit(
     Args:
         key: decides initial parameters, order, augmentation and dropout.
         model: see `Model`; `model.init` gets all of `x`.
-        x: features `[n, ...]`, float.
+        x: features `[n, ...]`, float, or a `psa.source`.
         t: treatment codes `[n]`, integers in `[0, K)` for a model of K logits.
         training: optimizer, epochs, batch size and patience; see `Training`.
         valid: `(x, t)` of other samples. The parameters of the epoch with the lowest loss on them are
@@ -76,22 +77,22 @@ def fit(
         Xi et al., Propensity Score Alignment of Unpaired Multimodal Data, NeurIPS 2024, arXiv 2404.01595,
         section 3.
     """
-    x, t, valid = check(model, x, t, valid, class_weights, training)
-    training = training.annealed(t.size, judged=valid is not None)
-    return _fit(
-        key, x, t, valid, as_tree(augment), class_weights, {}, model=model, training=training, on_epoch=on_epoch
-    )
+    with reading(*_features(x, valid)) as wait:
+        x, t, valid = check(model, x, t, valid, class_weights, training)
+        training = training.annealed(t.size, judged=valid is not None)
+        settings: Any = {"model": model, "training": training, "on_epoch": on_epoch}
+        return wait(_fit(key, x, t, valid, as_tree(augment), class_weights, {}, **settings))
 
 
 @checked
 def fit_ensemble(
     keys: Key[Array, " members"],
     model: Model,
-    x: Float[Array, "n ..."],
+    x: Float[Array, "n ..."] | Source,
     t: Int[Array, " n"],
     *,
     training: Training = Training(),
-    valid: tuple[Array, Array] | None = None,
+    valid: tuple[Array | Source, Array] | None = None,
     augment: Augment | tuple[Augment | None, ...] | None = None,
     class_weights: Float[Array, " K"] | None = None,
     on_epoch: Callable[..., None] | None = None,
@@ -124,21 +125,23 @@ def fit_ensemble(
     check_mesh(mesh)
     if jnp.ndim(keys) != 1 or not keys.size:
         raise ValueError(f"keys: expected [members] typed keys, at least one, got shape {jnp.shape(keys)}")
-    x, t, valid = check(model, x, t, valid, class_weights, training)
-    training = training.annealed(t.size, judged=valid is not None)
-    return _ensemble(
-        keys,
-        x,
-        t,
-        valid,
-        in_turn(augment, keys.shape[0]),
-        class_weights,
-        model=model,
-        training=training,
-        on_epoch=on_epoch,
-        vectorize=jax.default_backend() != "cpu",
-        mesh=mesh,
-    )
+    with reading(*_features(x, valid)) as wait:
+        x, t, valid = check(model, x, t, valid, class_weights, training)
+        training = training.annealed(t.size, judged=valid is not None)
+        fitted = _ensemble(
+            keys,
+            x,
+            t,
+            valid,
+            in_turn(augment, keys.shape[0]),
+            class_weights,
+            model=model,
+            training=training,
+            on_epoch=on_epoch,
+            vectorize=jax.default_backend() != "cpu",
+            mesh=mesh,
+        )
+        return wait(fitted)
 
 
 @checked
@@ -167,9 +170,9 @@ def class_weights(t: Int[Array, " n"], num_treatments: int) -> Float[Array, " K"
 
 def train_one(
     key: KeyArray,
-    x: Float[Array, "n ..."],
+    x: Float[Array, "n ..."] | Source,
     t: Int[Array, " n"],
-    valid: tuple[Array, Array] | None,
+    valid: tuple[Array | Source, Array] | None,
     augment: Any,
     weights: Array | None,
     names: dict[str, Array],
@@ -179,7 +182,7 @@ def train_one(
 ) -> Fitted:
     """One classifier, inside a jitted function; the arguments are those of `fit`, checked, and names for `on_epoch`."""
     key_init, key_valid, key_loop = jax.random.split(key, 3)
-    params = model.init(key_init, x)
+    params = initial(model, key_init, x)
 
     def losses(out: Array, t: Array) -> tuple[Array, Array]:
         loss = optax.softmax_cross_entropy_with_integer_labels(out, t)
@@ -190,21 +193,25 @@ def train_one(
         total = weight.sum()
         return jnp.where(total > 0, loss.sum() / jnp.where(total > 0, total, 1), 0)
 
-    def loss(params: PyTree, ids: Array, key: KeyArray) -> tuple[Array, PyTree]:
+    def loss(params: PyTree, rows: Any, key: KeyArray) -> tuple[Array, PyTree]:
         key_augment, key_apply = jax.random.split(key)
-        batch = x[ids] if augment is None else augment(key_augment, x[ids])
+        ids, batch = (rows[0], x.read(*rows)) if isinstance(x, Source) else (rows, x[rows])
+        batch = batch if augment is None else augment(key_augment, batch)
         out, params = model.apply(params, batch, train=True, key=key_apply)
         return mean(*losses(out, t[ids])), params
 
-    def smooth(rows: tuple[Array, Array]) -> Array:
-        return augment(jax.random.fold_in(key_valid, rows[0][0]), rows[1])
+    def smooth(ids: Array, rows: Array) -> Array:
+        return rows if augment is None else augment(jax.random.fold_in(key_valid, ids[0]), rows)
 
     x_valid, t_valid = (x, t) if valid is None else valid
-    if valid is not None and augment is not None:
-        x_valid = map_rows(smooth, (jnp.arange(t_valid.size), x_valid), CHUNK)
+    if valid is not None and augment is not None and not isinstance(x_valid, Source):
+        x_valid = map_parts(smooth, x_valid, CHUNK)
 
     def valid_loss(params: PyTree) -> Array:
-        return mean(*losses(logits(model, params, x_valid), t_valid))
+        if not isinstance(x_valid, Source):
+            return mean(*losses(logits(model, params, x_valid), t_valid))
+        out = map_parts(lambda *part: model.apply(params, smooth(*part), train=False, key=None)[0], x_valid, CHUNK)
+        return mean(*losses(out, t_valid))
 
     return minimise(
         key_loop,
@@ -212,6 +219,7 @@ def train_one(
         model.trainable(params),
         t.size,
         loss,
+        ahead=isinstance(x, Source),
         valid_loss=None if valid is None else valid_loss,
         training=training.falling(t.size),
         model=model,
@@ -260,9 +268,13 @@ def num_outputs(model: Model, shape: tuple[int, ...], dtype: Any) -> int:
     return out.shape[1]
 
 
+def _features(x: Any, valid: Any) -> tuple[tuple[str, Any], ...]:
+    return ("x", x), ("valid: x", None if valid is None else valid[0])
+
+
 def check(
     model: Model, x: Any, t: Any, valid: Any, weights: Any, training: Any
-) -> tuple[Array, Array, tuple[Array, Array] | None]:
+) -> tuple[Array | Source, Array, tuple[Array | Source, Array] | None]:
     """Raises what is wrong by name; returns arrays, labels as int32."""
     check_training(training, judged=valid is not None)
     x, t = _check_samples(model, x, t, "")
@@ -285,10 +297,10 @@ def check(
     return x, t, valid
 
 
-def _check_samples(model: Model, x: Any, t: Any, where: str) -> tuple[Array, Array]:
+def _check_samples(model: Model, x: Any, t: Any, where: str) -> tuple[Array | Source, Array]:
     if not isinstance(t, Tracer) and not np.issubdtype(np.asarray(t).dtype, np.integer):
         raise ValueError(f"{where}t: expected integer codes [n], got {np.asarray(t).dtype} {np.shape(t)}")
-    x, t = jnp.asarray(x), jnp.asarray(t)
+    x, t = x if isinstance(x, Source) else jnp.asarray(x), jnp.asarray(t)
     if x.ndim < 2 or not x.size or not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(f"{where}x: expected float features [n, ...], n at least 1, got {x.dtype} {x.shape}")
     if t.ndim != 1 or not jnp.issubdtype(t.dtype, jnp.integer):
@@ -300,9 +312,12 @@ def _check_samples(model: Model, x: Any, t: Any, where: str) -> tuple[Array, Arr
         bad = np.flatnonzero((np.asarray(t) < 0) | (np.asarray(t) >= k))
         if bad.size:
             raise ValueError(f"{where}t: expected codes in [0, {k}), got {np.asarray(t)[bad[0]]} at row {bad[0]}")
-    if not isinstance(x, Tracer):
-        with jax.ensure_compile_time_eval():
-            bad = np.flatnonzero(~np.asarray(jnp.isfinite(x).all(tuple(range(1, x.ndim)))))
+    if not isinstance(x.number if isinstance(x, Source) else x, Tracer):
+        if isinstance(x, Source):
+            bad = not_finite(x)
+        else:
+            with jax.ensure_compile_time_eval():
+                bad = np.flatnonzero(~np.asarray(jnp.isfinite(x).all(tuple(range(1, x.ndim)))))
         if bad.size:
             raise ValueError(
                 f"{where}x: expected finite features, got NaN or infinity in {bad.size} of "

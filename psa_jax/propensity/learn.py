@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from psa_jax.data.samples import Modality
+from psa_jax.data.source import Source, reading
 from psa_jax.progress import Watch
 from psa_jax.propensity.augment import as_tree
 from psa_jax.propensity.batches import augment_beside, batches_of, beside, log_prior_given, row_of
@@ -98,25 +99,28 @@ def learn(
     runs = learner.members * (learner.folds if target is None or valid is None else 1)
     watch.begin("classifiers", runs * training.epochs, modality=name, epochs=training.epochs)
     keys = jax.random.split(key, learner.members)
-    if target is None or valid is None:
-        target_logits, _, fitted = crossfit_members(
-            keys, model, modality.x, modality.t, learner.folds, training, augment, None, watch.on_epoch, mesh
-        )
-        held_out, labels = None, modality.t
-    else:
-        fitted = fit_ensemble(
-            keys,
-            model,
-            modality.x,
-            modality.t,
-            valid=(valid.x, valid.t),
-            training=training,
-            augment=augment,
-            on_epoch=watch.on_epoch,
-            mesh=mesh,
-        )
-        target_logits, held_out = (_member_logits(model, fitted.params, x) for x in (target.x, valid.x))
-        labels = valid.t
+    read = [(f"modality {name}: x", side.x) for side in (modality, target, valid) if side is not None]
+    with reading(*read) as wait:
+        if target is None or valid is None:
+            found = crossfit_members(
+                keys, model, modality.x, modality.t, learner.folds, training, augment, None, watch.on_epoch, mesh
+            )
+            target_logits, _, fitted = wait(found)
+            held_out, labels = None, modality.t
+        else:
+            fitted = fit_ensemble(
+                keys,
+                model,
+                modality.x,
+                modality.t,
+                valid=(valid.x, valid.t),
+                training=training,
+                augment=augment,
+                on_epoch=watch.on_epoch,
+                mesh=mesh,
+            )
+            target_logits, held_out = wait([_member_logits(model, fitted.params, x) for x in (target.x, valid.x)])
+            labels = valid.t
     if (np.asarray(fitted.history.best_epoch) < 0).any():
         raise ValueError(
             f"modality {name}: expected training to converge, but the validation loss was never finite "
@@ -209,6 +213,6 @@ def _scores(
 
 
 @functools.partial(jax.jit, static_argnames="model")
-def _member_logits(model: Model, params: PyTree, x: Array) -> Float[Array, "members n K"]:
+def _member_logits(model: Model, params: PyTree, x: Array | Source) -> Float[Array, "members n K"]:
     """The logits of an ensemble, whose params have a leading axis `[members]`."""
     return jax.lax.map(lambda member: logits(model, member, x), params)

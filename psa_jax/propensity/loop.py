@@ -72,6 +72,7 @@ def minimise(
     loss: Callable[[PyTree, Any, KeyArray], tuple[Array, PyTree]],
     *,
     draw: Callable[[KeyArray], PyTree] | None = None,
+    ahead: bool = False,
     valid_loss: Callable[[PyTree], Array] | None,
     training: Training,
     model: Model | None = None,
@@ -87,6 +88,7 @@ def minimise(
         num_samples: how many samples there are.
         loss: `(params, ids [batch], key) -> (loss, params)`, the returned params carrying running statistics.
         draw: `key -> tree [num_samples, ...]`, drawn anew every epoch; `loss` gets its rows in place of ids.
+        ahead: whether `loss` gets, in place of ids, these and those of the epoch's next step, -1 after the last.
         valid_loss: `params -> loss`, or None to return the last parameters.
         training: resolved; its optimizer sees only what is trainable (other leaves are None).
         model: what the parameters are of, for the result to keep.
@@ -117,6 +119,7 @@ def minimise(
         key_order, key_steps, key_draw = jax.random.split(jax.random.fold_in(key, epoch), 3)
         ids = jax.random.permutation(key_order, num_samples)[: steps * batch_size].reshape(steps, batch_size)
         rows = ids if draw is None else take(draw(key_draw), ids)
+        rows = (ids, jnp.concatenate([ids[1:], jnp.full_like(ids[:1], -1)])) if ahead else rows
         inputs = (rows, jax.random.split(key_steps, steps))
         (params, state), losses = jax.lax.scan(step, (params, state), inputs)
         train = losses.mean().astype(jnp.float32)

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import flax.linen as nn
 import jax
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from psa_jax.arguments import checked
-from psa_jax.devices import map_rows
+from psa_jax.data.source import Source, map_samples
 from psa_jax.types import Array, KeyArray, PyTree, brief
 
 CHUNK = 1024
@@ -39,7 +39,8 @@ class Model:
 
     Attributes:
         init: `(key, x) -> params`. Training passes ALL training samples `[n, ...]` as `x`, so that constants
-            of the data (means, scales) may be computed there.
+            of the data (means, scales) may be computed there. Of a `psa.source` it gets 1024 samples, evenly spread,
+            unless `init.takes_source` is true as for the models made here: then the source.
         apply: `(params, x, *, train, key) -> (logits [n, K], params)`. `train` is a Python bool, `key` may be
             None when `train` is False. The returned params carry running statistics; leaves that are trained
             are ignored there.
@@ -68,9 +69,17 @@ class Model:
         return f"Model({brief(inner)})"
 
 
-def logits(model: Model, params: PyTree, x: Array, chunk: int = CHUNK) -> Array:
+def logits(model: Model, params: PyTree, x: Array | Source, chunk: int = CHUNK) -> Array:
     """Logits `[n, K]` in evaluation mode, at most `chunk` (static) samples at a time."""
-    return map_rows(lambda x: model.apply(params, x, train=False, key=None)[0], x, chunk)
+    return map_samples(lambda x: model.apply(params, x, train=False, key=None)[0], x, chunk)
+
+
+def initial(model: Model, key: KeyArray, x: Array | Source) -> PyTree:
+    """Initial parameters of a model that is to be trained on these samples."""
+    if isinstance(x, Source) and not getattr(model.init, "takes_source", False):
+        n = x.shape[0]
+        x = x[:] if n <= CHUNK else x[jnp.linspace(0, n - 1, CHUNK).astype(jnp.int32)]
+    return model.init(key, x)
 
 
 @checked
@@ -123,6 +132,10 @@ def from_nnx(make: Callable[[nnx.Rngs], nnx.Module]) -> Model:
 class _LinenInit:
     module: nn.Module
 
+    @property
+    def takes_source(self) -> bool:
+        return getattr(self.module, "takes_source", False)
+
     def __call__(self, key: KeyArray, x: Array) -> PyTree:
         key_params, key_dropout = jax.random.split(key)
         return self.module.init({"params": key_params, "dropout": key_dropout}, x, train=False)
@@ -144,6 +157,7 @@ class _LinenApply:
 @dataclasses.dataclass(frozen=True)
 class _NnxInit:
     make: Callable[[nnx.Rngs], nnx.Module]
+    takes_source: ClassVar[bool] = True  # it looks at no sample
 
     def __call__(self, key: KeyArray, x: Array) -> PyTree:
         return _nnx_params(self.make(nnx.Rngs(key)))

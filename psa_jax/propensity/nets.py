@@ -1,12 +1,14 @@
 """Encoders: linear, multilayer perceptron, convolutions."""
 
 from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
 
 from psa_jax.arguments import checked
-from psa_jax.propensity.model import Model, from_linen
+from psa_jax.data.source import Source, fold_samples
+from psa_jax.propensity.model import CHUNK, Model, from_linen
 from psa_jax.types import Array
 
 Norm = Callable[[bool], nn.Module]
@@ -109,7 +111,7 @@ def conv(
     return from_linen(Conv(_widths(widths), num_treatments, hidden, norm, dropout, standardize))
 
 
-def default_model(name: str, x: Array, num_outputs: int, *, width: int = 128) -> Model:
+def default_model(name: str, x: Array | Source, num_outputs: int, *, width: int = 128) -> Model:
     """A perceptron for vectors, convolutions for images, with `num_outputs` outputs; errors say `name`."""
     if x.ndim == 2:
         return mlp((width, width), num_outputs)
@@ -125,10 +127,12 @@ class Standardize(nn.Module):
     """Subtracts mean and divides by scale of each entry of the last axis, both of the `x` given to `init`."""
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
-        """Standardises `[n, ..., d]`."""
-        mean = self.variable("constants", "mean", lambda: _moments(x)[0])
-        scale = self.variable("constants", "scale", lambda: _moments(x)[1])
+    def __call__(self, x: Array | Source) -> Array:
+        """Standardises `[n, ..., d]`; of a source, which only `init` is given, the first sample."""
+        found: Any = _moments(x) if self.is_initializing() else None
+        mean = self.variable("constants", "mean", lambda: found[0])
+        scale = self.variable("constants", "scale", lambda: found[1])
+        x = x[:1] if isinstance(x, Source) else x
         if mean.value.size != x.shape[-1]:
             raise ValueError(f"x: expected {mean.value.size} features, as in training, got shape {tuple(x.shape)}")
         shape = (1,) * (x.ndim - 1) + (-1,)
@@ -138,6 +142,7 @@ class Standardize(nn.Module):
 class Mlp(nn.Module):
     """See `mlp`."""
 
+    takes_source: ClassVar[bool] = True
     widths: tuple[int, ...]
     num_treatments: int
     norm: Norm | None = layer_norm
@@ -162,6 +167,7 @@ class Mlp(nn.Module):
 class Conv(nn.Module):
     """See `conv`."""
 
+    takes_source: ClassVar[bool] = True
     widths: tuple[int, ...]
     num_treatments: int
     hidden: int = 128
@@ -201,8 +207,10 @@ def patches(x: Array) -> Array:
     return jnp.concatenate(slices, -1)
 
 
-def _moments(x: Array) -> tuple[Array, Array]:
+def _moments(x: Array | Source) -> tuple[Array, Array]:
     """Mean and scale over all but the last axis; exact for constant features, safe for huge and tiny ones."""
+    if isinstance(x, Source):
+        return _streamed_moments(x)
     axes = tuple(range(x.ndim - 1))
     origin = x[(slice(0, 1),) * (x.ndim - 1)]
     unit = jnp.abs(x - origin).max(axes, keepdims=True)
@@ -212,6 +220,31 @@ def _moments(x: Array) -> tuple[Array, Array]:
     variance = jnp.square(away - mean).mean(axes[1:], keepdims=True).mean(0, keepdims=True)
     scale = unit * jnp.sqrt(variance)
     return (origin + unit * mean).reshape(-1), jnp.where(scale > 0, scale, 1).reshape(-1)
+
+
+def _streamed_moments(x: Source) -> tuple[Array, Array]:
+    """The same in one pass: parts are put together by their means and squared deviations, in units of the largest."""
+    inner, shape = tuple(range(1, x.ndim - 1)), (1,) * (x.ndim - 1) + (-1,)
+    origin = x[:1][(slice(0, 1),) * (x.ndim - 1)]
+    zero = jnp.zeros_like(origin.reshape(-1))
+
+    def add(state: tuple[Array, ...], _: Array, part: Array, real: Array) -> tuple[Array, ...]:
+        count, unit, mean, squares = state
+        real = real.reshape(-1, *(1,) * (x.ndim - 1))
+        top = jnp.maximum(unit, jnp.where(real, jnp.abs(part - origin), 0).max((0, *inner)))
+        safe = jnp.where(top > 0, top, 1)
+        number = real.sum().astype(zero.dtype)
+        away = jnp.where(real, (part - origin) / safe.reshape(shape), 0)
+        own = away.mean(inner).sum(0) / number
+        spread = jnp.where(real, jnp.square(away - own.reshape(shape)), 0).mean(inner).sum(0)
+        mean, squares = mean * (unit / safe), squares * jnp.square(unit / safe)
+        total, apart = count + number, own - mean
+        squares += spread + jnp.square(apart) * (count / total) * number
+        return total, top, mean + apart * (number / total), squares
+
+    count, unit, mean, squares = fold_samples(add, (jnp.zeros((), zero.dtype), zero, zero, zero), x, CHUNK)
+    scale = unit * jnp.sqrt(squares / count)
+    return origin.reshape(-1) + unit * mean, jnp.where(scale > 0, scale, 1)
 
 
 def _widths(widths: Sequence[int]) -> tuple[int, ...]:

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from psa_jax.data.source import Source
 from psa_jax.propensity.batches import beside, row_of
 from psa_jax.propensity.model import Model, logits
 from psa_jax.propensity.scores import RelativeTo, from_logits
@@ -60,20 +61,20 @@ class Scorer:
 
     @functools.partial(jax.jit, static_argnames="axes")
     def score(
-        self, params: PyTree, x: Float[Array, "n ..."], axes: int, batch: Int[Array, " n"] | None = None
+        self, params: PyTree, x: Float[Array, "n ..."] | Source, axes: int, batch: Int[Array, " n"] | None = None
     ) -> Float[Array, "n d"]:
         """Scores of samples by the mean logits of classifiers, whose `params` have `axes` leading axes."""
         return self.convert(self._logits(params, x, axes, batch), batch)
 
     @functools.partial(jax.jit, static_argnames="axes")
     def propensities(
-        self, params: PyTree, x: Float[Array, "n ..."], axes: int, batch: Int[Array, " n"] | None = None
+        self, params: PyTree, x: Float[Array, "n ..."] | Source, axes: int, batch: Int[Array, " n"] | None = None
     ) -> Float[Array, "n d"]:
         """Calibrated probabilities of the treatments that are kept, given that it is one of them; as `score`."""
         found = self._logits(params, x, axes, batch)
         return jax.nn.softmax(found[:, self.treatments] / self.temperature.astype(found.dtype))
 
-    def _logits(self, params: PyTree, x: Array, axes: int, batch: Array | None) -> Array:
+    def _logits(self, params: PyTree, x: Array | Source, axes: int, batch: Array | None) -> Array:
         if x.shape[1:] != self.features:
             raise ValueError(f"x: expected features {self.features}, got {x.shape[1:]}")
         x = beside(x, batch, self.batches)

@@ -12,6 +12,7 @@ from jax.core import Tracer
 
 from psa_jax.arguments import checked
 from psa_jax.data.codes import check_codes, count_codes
+from psa_jax.data.source import Source, reading
 from psa_jax.propensity.augment import as_tree
 from psa_jax.propensity.model import CHUNK, Model, logits
 from psa_jax.types import Array, Float, Int, Number, PyTree
@@ -139,7 +140,7 @@ def relative_to(code: int) -> Callable[[Any], Any]:
 def propensity(
     model: Model,
     params: PyTree,
-    x: Float[Array, "n ..."],
+    x: Float[Array, "n ..."] | Source,
     *,
     temperature: Number = 1.0,
     log_prior: Float[Array, " K"] | None = None,
@@ -155,7 +156,7 @@ def propensity(
     Args:
         model: the classifier; static.
         params: its parameters, `Fitted.params`; traced.
-        x: features `[n, ...]`; traced.
+        x: features `[n, ...]`, or a `psa.source`; traced.
         temperature: see `from_logits`; traced.
         log_prior: see `from_logits`; traced.
         transform: see `from_logits`; static, so a module-level function, but for `tempered`, which is traced.
@@ -181,16 +182,10 @@ def propensity(
     if chunk < 1:
         raise ValueError(f"chunk: expected at least 1, got {chunk}")
     treatments = None if treatments is None else jnp.asarray(treatments)
-    return _propensity(
-        params,
-        jnp.asarray(x),
-        temperature,
-        log_prior,
-        treatments,
-        as_tree(transform),
-        model=model,
-        chunk=chunk,
-    )
+    x = x if isinstance(x, Source) else jnp.asarray(x)
+    with reading(("x", x)) as wait:
+        given = temperature, log_prior, treatments, as_tree(transform)
+        return wait(_propensity(params, x, *given, model=model, chunk=chunk))
 
 
 @functools.partial(jax.jit, static_argnames=("model", "chunk"))

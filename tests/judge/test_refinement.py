@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType
 from test_evidence import GROUPS, KEY, NUM, T_A, T_B
 
 import psa_jax as psa
@@ -127,3 +128,32 @@ def test_other_samples_are_refused():
     u, v, x, y, _ = problem()
     with pytest.raises(ValueError, match="y: expected features of 480 samples, as the plan has, got \\(3, 7\\)"):
         psa.refine(KEY, u, v, x, y[:3], GROUPS)
+
+
+def test_features_that_are_read_refine_as_those_in_memory(monkeypatch):
+    monkeypatch.setattr("psa_jax.judge.refinement.CHUNK", 100)
+    u, v, x, y, _ = problem()
+    images = jnp.stack([y, jnp.ones_like(y)], axis=2)
+    found = psa.refine(KEY, u, v, x, images, GROUPS)
+    again = psa.refine(KEY, u, v, psa.source(np.asarray(x)), psa.source(np.asarray(images)), GROUPS)
+    for one, other in zip(jax.tree.leaves(again), jax.tree.leaves(found), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-4)
+    source = psa.source(np.asarray(images[:150]))
+    np.testing.assert_allclose(again.b(v[:150], source), found.b(v[:150], images[:150]), atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [None, 4])
+def test_features_that_are_read_are_projected_by_as_those_in_memory(devices):
+    axes = {"axis_types": (AxisType.Auto,), "devices": jax.devices()[:devices]}
+    mesh = None if devices is None else jax.make_mesh((devices,), ("x",), **axes)
+    u, v, x, y, _ = problem()
+    found = []
+    for features in ((x, y), tuple(psa.source(np.asarray(side)) for side in (x, y))):
+        refined = psa.refine(KEY, u, v, *features, GROUPS, mesh=mesh)
+        assert refined.a is not None
+        options = {"refined": refined, "features": features, "most": 30, "mesh": mesh}
+        found.append(fit_projection(KEY, u, v, GROUPS, **options))
+    assert float(found[0].weight_a.max()) > 0
+    np.testing.assert_allclose(found[1].weight_a, found[0].weight_a, atol=1e-3)
+    np.testing.assert_allclose(found[1].slope_b, found[0].slope_b, atol=1e-3)

@@ -1,8 +1,10 @@
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import psa_jax as psa
 from psa_jax.propensity import augment
 
 KEY = jax.random.key(0)
@@ -83,3 +85,13 @@ def test_equal_hashable_and_traced():
 def test_wrong_inputs(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_members_of_which_some_have_no_augment_are_those_that_fit_trains():
+    x, t = jax.random.normal(jax.random.key(0), (30, 2)), jnp.arange(30) % 2
+    keys, once = jax.random.split(jax.random.key(1), 2), psa.Training(epochs=1)
+    augments = psa.gaussian_noise(0.3), None
+    both = psa.fit_ensemble(keys, psa.linear(2), x, t, training=once, augment=augments)
+    for place, own in enumerate(augments):
+        alone = psa.fit(keys[place], psa.linear(2), x, t, training=once, augment=own)
+        chex.assert_trees_all_close(jax.tree.map(lambda leaf, i=place: leaf[i], both.params), alone.params, atol=1e-5)
