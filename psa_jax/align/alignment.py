@@ -285,7 +285,8 @@ class Alignment:
         return f"<table><caption>{html.escape(head[1])}</caption>{rows}</table>"
 
     def _facts(self) -> list[tuple[str, str]]:
-        sides = (self.fitted_a, self.calibration_a), (self.fitted_b, self.calibration_b)
+        weights = [None if scorer is None else scorer.weights for scorer in (self.scorer_a, self.scorer_b)]
+        sides = (self.fitted_a, self.calibration_a, weights[0]), (self.fitted_b, self.calibration_b, weights[1])
         return facts(self.coupling, self.groups, sides, self.names, self.strata) + self.verdict()
 
 

@@ -146,7 +146,9 @@ def align_many(
     with watching(progress) as watch:
         found = settled(
             [
-                learn(jax.random.fold_in(key, place), str(place), side, num_treatments, shared, settings[place], watch)
+                learn(
+                    jax.random.fold_in(key, place), str(place), side, num_treatments, shared, settings[place], watch
+                ).represent()
                 for place, side in enumerate(sides)
             ]
         )

@@ -20,6 +20,7 @@ from psa_jax.data.samples import Unpaired, check_like, on_host, validate
 from psa_jax.data.source import Source, reading
 from psa_jax.data.split import split
 from psa_jax.devices import check_mesh
+from psa_jax.judge.members import members_that_count
 from psa_jax.judge.projection import Projection, fit_projection
 from psa_jax.judge.refinement import Refined, refine
 from psa_jax.match import sinkhorn
@@ -52,11 +53,13 @@ def align(
 
     With a `query` the classifiers are fitted on `data` and the query is scored and matched. Without one `data` itself
     is, every sample scored by a classifier that saw its label neither in training nor in selection (`crossfit`), so
-    that memorised labels cannot leak into the scores. Scores are calibrated by temperature, freed of their treatment
-    frequencies, and restricted to the treatments that both modalities of `data` have. Where `data` are stratified
-    (`Unpaired.from_labels(..., within_a=, within_b=)`) classifiers learn the treatment, and all after them goes by
-    treatment and stratum. Where samples have a batch (`batch_a=`, `batch_b=`) classifiers see it, and scores are
-    also freed of what these have learnt of the treatment from it alone.
+    that memorised labels cannot leak into the scores. Of members with several smoothings those of one count alone, in
+    either modality, where labels say clearly that it suits the other modality better (`scorer_a.weights`). Scores are
+    calibrated by temperature, freed of their treatment frequencies, and restricted to the treatments that both
+    modalities of `data` have. Where `data` are stratified (`Unpaired.from_labels(..., within_a=, within_b=)`)
+    classifiers learn the treatment, and all after them goes by treatment and stratum. Where samples have a batch
+    (`batch_a=`, `batch_b=`) classifiers see it, and scores are also freed of what these have learnt of the treatment
+    from it alone.
 
     It runs on the host and compiles what it calls; each stage is a function of its own (`fit`, `crossfit`,
     `propensity`, `group`, `blockwise`) to build something else from.
@@ -128,7 +131,7 @@ def align(
     for name, learner in learners.items():  # what does not fit b is better known before a is learnt
         classifier(name, getattr(taught, name), taught.num_treatments, learner)
     with watching(progress) as watch:
-        sides = [
+        learnt = [
             learn(
                 k,
                 name,
@@ -143,8 +146,14 @@ def align(
             )
             for name, k in (("a", key_a), ("b", key_b))
         ]
-        side_a, side_b = settled(sides)
         groups = group(aligned.a.t, aligned.b.t, aligned.num_treatments)
+        sides, kinds = [one.represent() for one in learnt], (learnt[0].kinds, learnt[1].kinds)
+        weights = members_that_count(jax.random.fold_in(key, 5), sides[0], sides[1], kinds, groups)
+        sides = [
+            side if weight is None else one.represent(weight)
+            for one, side, weight in zip(learnt, sides, weights, strict=True)
+        ]
+        side_a, side_b = settled(sides)
         watch.begin("refinement", 1)
         features = aligned.a.x, aligned.b.x
         read = [(f"modality {name}: x", x) for name, x in zip("ab", features, strict=True)]

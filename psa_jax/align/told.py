@@ -17,7 +17,7 @@ SHOWN = 8
 def facts(
     coupling: Any, groups: Groups, sides: Any, names: tuple[str, ...] | None, strata: Strata | None
 ) -> list[tuple[str, str]]:
-    """Names and texts of what there is to say, the headline first; `sides` are classifiers and calibration of each."""
+    """Names and texts of what there is to say, the headline first; `sides` are classifiers, calibration and weights."""
     n, m = groups.shape
     size = f"{groups.num_treatments} treatments"
     if strata is not None:
@@ -39,10 +39,12 @@ def facts(
         if known(converged) and np.ndim(converged):
             bad = np.flatnonzero((a > 0) & (b > 0) & ~np.asarray(converged))
             told += [("not converged", listed(bad, names, SHOWN))] if bad.size else []
-    for side, (fitted, found) in zip("ab", sides, strict=True):
+    for side, (fitted, found, weights) in zip("ab", sides, strict=True):
         if isinstance(fitted, Fitted) and isinstance(found, Calibration):
             runs = " x ".join(map(str, fitted.history.best_epoch.shape)) or "1"
             text = f"{runs} runs"
+            if weights is not None and known(weights):
+                text += f", {int((np.asarray(weights) > 0).sum())} of {weights.shape[0]} members count, by labels"
             if known(found.accuracy, found.cross_entropy, found.temperature):
                 measured = {"held-out accuracy": found.accuracy, "cross-entropy": found.cross_entropy}
                 measured["temperature"] = found.temperature

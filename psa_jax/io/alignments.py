@@ -183,6 +183,7 @@ def _like(
         return Scorer(
             like(f"{place}.temperature", ()), prior, like(f"{place}.treatments"), as_tree(used), features,
             meta[f"dtype_{side}"], model, seen,
+            like(f"{place}.weights", axes_of(side)[:1]) if f"{place}.weights" in leaves else None,
         )  # fmt: skip
 
     def calibration(side: str) -> Calibration:

@@ -63,6 +63,13 @@ def held_out_agreement(
 
 @functools.partial(jax.jit, static_argnames="repeats")
 def _agreement(matcher: Any, key: KeyArray, u: Array, v: Array, groups: Groups, repeats: int) -> Array:
+    return held_out_correlation(matcher, u, v, groups, halves(key, u.shape[1], repeats))
+
+
+def held_out_correlation(
+    matcher: Any, u: Array, v: Array, groups: Groups, used: Bool[Array, "values d"]
+) -> Float[Array, " values"]:
+    """`held_out_agreement` of these halves; composes with `jit`."""
     t = treatment_of_rows(groups)
     match = blockwise(matcher)
 
@@ -70,7 +77,7 @@ def _agreement(matcher: Any, key: KeyArray, u: Array, v: Array, groups: Groups, 
         projected = match(keep(u, used), keep(v, used), groups).apply(hold(v, ~used))
         return correlation(within(hold(u, ~used), t, groups), within(projected, t, groups))
 
-    return jax.lax.map(once, halves(key, u.shape[1], repeats))
+    return jax.lax.map(once, used)
 
 
 def halves(key: KeyArray, d: int, repeats: int) -> Bool[Array, "values d"]:

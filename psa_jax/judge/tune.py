@@ -195,7 +195,8 @@ def _scores(
         tried = dataclasses.replace(learner, members=several, folds=FOLDS)
         if change is not None:
             tried = dataclasses.replace(tried, augment=change[0], members=MEMBERS)
-        sides.append(learn(k, name, getattr(data, name), data.num_treatments, shared, tried, watch))
+        learnt = learn(k, name, getattr(data, name), data.num_treatments, shared, tried, watch)
+        sides.append(learnt.represent())
     first, second = settled(sides)
     return first.scores, second.scores
 

@@ -22,7 +22,7 @@ from psa_jax.propensity.learner import Learner
 from psa_jax.propensity.loop import Fitted
 from psa_jax.propensity.model import Model, logits
 from psa_jax.propensity.nets import default_model
-from psa_jax.propensity.scorer import Scorer
+from psa_jax.propensity.scorer import Scorer, averaged
 from psa_jax.propensity.scores import TEMPERED, RelativeTo, Tempered, from_logits, log_prior
 from psa_jax.types import Array, Float, KeyArray, PyTree, pytree
 
@@ -36,6 +36,55 @@ class Representation:
     fitted: Fitted
     calibration: Calibration
     scorer: Scorer
+
+
+@dataclasses.dataclass(frozen=True)
+class Learnt:
+    """The classifiers of one modality, and their logits `[members, n, K]`, of which scores are made.
+
+    Attributes:
+        name: of the modality, for messages.
+        logits: of the samples to score.
+        held_out: of the samples that judge, whose labels are `labels`; None where they are the same.
+        labels: see `held_out`.
+        t: the treatments that were learnt.
+        given: batches, those of `labels`, and those of the samples to score; or None.
+        learner: all settings.
+        fitted: the classifiers.
+        scorer: what scores new samples, without temperature and frequencies.
+    """
+
+    name: str
+    logits: Float[Array, "members n K"]
+    held_out: Float[Array, "members h K"] | None
+    labels: Any
+    t: Any
+    given: tuple[Any, Any, Any] | None
+    learner: Learner
+    fitted: Fitted
+    scorer: Scorer
+
+    @property
+    def kinds(self) -> int:
+        """How many augments the members take in turn."""
+        augment = self.learner.augment
+        return min(len(augment), self.learner.members) if isinstance(augment, tuple) else 1
+
+    def represent(self, weights: Float[Array, " members"] | None = None) -> Representation:
+        """Scores, calibrated anew, of all members or of those that count; a `ValueError` if some are not finite."""
+        scores, member_scores, calibrated, prior, finite = _scores(
+            self.logits, self.held_out, self.labels, self.t, self.scorer.treatments, self.scorer.transform, self.given,
+            weights, self.learner.divide_prior,
+        )  # fmt: skip
+        bad = np.flatnonzero(~np.asarray(finite))
+        if bad.size:
+            raise ValueError(
+                f"modality {self.name}: expected finite scores, got NaN or infinity in {bad.size} of "
+                f"{scores.shape[0]} rows, the first at row {bad[0]}"
+            )
+        changes = {"temperature": calibrated.temperature, "log_prior": prior, "weights": weights}
+        scorer = dataclasses.replace(self.scorer, **changes)
+        return Representation(scores, member_scores, self.fitted, calibrated, scorer)
 
 
 def classifier(name: str, modality: Modality, num_treatments: int, learner: Learner) -> Model:
@@ -61,8 +110,8 @@ def learn(
     target: Modality | None = None,
     valid: Modality | None = None,
     mesh: Mesh | None = None,
-) -> Representation:
-    """Fits classifiers of the treatment to one modality and scores samples of it. Host only; see `align`.
+) -> Learnt:
+    """Fits classifiers of the treatment to one modality and asks them of samples of it. Host only; see `align`.
 
     Args:
         key: a typed key.
@@ -77,8 +126,7 @@ def learn(
         mesh: the devices that train.
 
     Raises:
-        ValueError: a model of another number of outputs, no default model for such features, training that diverged,
-            scores that are not finite.
+        ValueError: a model of another number of outputs, no default model for such features, training that diverged.
     """
     model = classifier(name, modality, num_treatments, learner)
     if isinstance(learner.transform, RelativeTo) and learner.transform.code not in shared:
@@ -128,26 +176,9 @@ def learn(
         )
     columns, transform = jnp.asarray(shared), as_tree(learner.transform)
     given = None if batches is None else (batches, (modality if valid is None else valid).batch, scored.batch)
-    scores, member_scores, calibrated, prior, finite = _scores(
-        target_logits, held_out, labels, modality.t, columns, transform, given, learner.divide_prior
-    )
-    bad = np.flatnonzero(~np.asarray(finite))
-    if bad.size:
-        raise ValueError(
-            f"modality {name}: expected finite scores, got NaN or infinity in {bad.size} of {scores.shape[0]} "
-            f"rows, the first at row {bad[0]}"
-        )
-    scorer = Scorer(
-        calibrated.temperature,
-        prior,
-        columns,
-        transform,
-        features,
-        modality.x.dtype.name,
-        model,
-        batches,
-    )
-    return Representation(scores, member_scores, fitted, calibrated, scorer)
+    zero = jnp.zeros((), target_logits.dtype)
+    scorer = Scorer(zero, None, columns, transform, features, modality.x.dtype.name, model, batches)
+    return Learnt(name, target_logits, held_out, labels, modality.t, given, learner, fitted, scorer)
 
 
 def _widened(side: Modality, batches: Array | None) -> Modality:
@@ -188,18 +219,20 @@ def _scores(
     columns: Array,
     transform: Callable[[Any], Any],
     given: tuple[Array, Array, Array | None] | None,
+    weights: Array | None,
     divide_prior: bool,
 ) -> tuple[Array, Array, Calibration, Array | None, Array]:
     """Scores of the mean logits and of each member's, calibrated on those held out (on themselves if None).
 
     Treatments are as frequent as in `t`; `given` are the batches, those of `labels`, and those of the members' samples.
     """
-    mean = members.mean(0)
-    found = calibration(mean if held_out is None else held_out.mean(0), labels)
+    mean = averaged(members, weights)
+    judged = mean if held_out is None else averaged(held_out, weights)
+    found = calibration(judged, labels)
     prior = own = log_prior(t, members.shape[-1]) if divide_prior else None
     if divide_prior and given is not None:
         batches, told, scored = given
-        of = (mean if held_out is None else held_out.mean(0)) / found.temperature
+        of = judged / found.temperature
         prior = log_prior_given(of, labels, told, batches, log_prior(t, members.shape[-1]))
         own = prior[row_of(scored, batches, members.shape[1])]
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from psa_jax.data.source import Source
@@ -29,6 +30,7 @@ class Scorer:
         model: static; the classifier.
         batches: `[B]` codes of the batches that the classifier has seen, or None. Samples of any other, or of none that
             is known, are scored without one, by the overall frequencies.
+        weights: `[members]` how much each classifier counts (all its folds alike), or None: all count alike.
     """
 
     temperature: Float[Array, ""]
@@ -39,6 +41,7 @@ class Scorer:
     dtype: str = static()
     model: Model = static()
     batches: Int[Array, " B"] | None = None
+    weights: Float[Array, " members"] | None = None
 
     @property
     def columns(self) -> np.ndarray:
@@ -79,4 +82,14 @@ class Scorer:
             raise ValueError(f"x: expected features {self.features}, got {x.shape[1:]}")
         x = beside(x, batch, self.batches)
         params = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[axes:]), params)
-        return jax.lax.map(lambda one: logits(self.model, one, x), params).mean(0)
+        found = jax.lax.map(lambda one: logits(self.model, one, x), params)
+        weights = self.weights
+        return averaged(found, None if weights is None else jnp.repeat(weights, found.shape[0] // weights.shape[0]))
+
+
+def averaged(members: Float[Array, "members n K"], weights: Float[Array, " members"] | None) -> Float[Array, "n K"]:
+    """The mean over members that count."""
+    if weights is None:
+        return members.mean(0)
+    weights = weights.astype(members.dtype)
+    return jnp.sum(weights[:, None, None] * members, axis=0) / weights.sum()
