@@ -148,7 +148,8 @@ def align(
         ]
         groups = group(aligned.a.t, aligned.b.t, aligned.num_treatments)
         sides, kinds = [one.represent() for one in learnt], (learnt[0].kinds, learnt[1].kinds)
-        weights = members_that_count(jax.random.fold_in(key, 5), sides[0], sides[1], kinds, groups)
+        members, settle = [side.member_scores for side in sides], all(one.scorer.is_open for one in learnt)
+        weights = members_that_count(jax.random.fold_in(key, 5), members[0], members[1], kinds, groups, settle=settle)
         sides = [
             side if weight is None else one.represent(weight)
             for one, side, weight in zip(learnt, sides, weights, strict=True)

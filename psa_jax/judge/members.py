@@ -12,7 +12,6 @@ from psa_jax.data.groups import Groups
 from psa_jax.judge.agreement import halves, held_out_correlation
 from psa_jax.judge.thin import thin, together
 from psa_jax.match import relative, sinkhorn
-from psa_jax.propensity.learn import Representation
 from psa_jax.propensity.scores import TEMPERED, Tempered
 from psa_jax.types import Array, Float, KeyArray
 
@@ -23,7 +22,13 @@ Weights = Float[Array, " members"] | None
 
 
 def members_that_count(
-    key: KeyArray, a: Representation, b: Representation, kinds: tuple[int, int], groups: Groups
+    key: KeyArray,
+    members_a: Float[Array, "members n d"],
+    members_b: Float[Array, "members m d"],
+    kinds: tuple[int, int],
+    groups: Groups,
+    *,
+    settle: bool,
 ) -> tuple[Weights, Weights]:
     """Weights of the members of both modalities, None where all count alike. On the host.
 
@@ -35,21 +40,22 @@ def members_that_count(
 
     Args:
         key: decides samples and halves.
-        a: scores of all members, before the temperature of `tempered` is settled.
-        b: the same of the other modality.
+        members_a: scores of all members of one modality.
+        members_b: the same of the other one.
         kinds: how many smoothings the members of each take in turn.
         groups: the plan.
+        settle: whether the scores are those of `tempered()` before its temperature is settled.
     """
-    if max(kinds) == 1 or a.scores.shape[1] < FEWEST_COLUMNS:
+    sides = members_a, members_b
+    if max(kinds) == 1 or members_a.shape[2] < FEWEST_COLUMNS:
         return None, None
-    each = [_choices(side.member_scores.shape[0], number) for side, number in zip((a, b), kinds, strict=True)]
-    u, v = (_means(side.member_scores, weights) for side, weights in zip((a, b), each, strict=True))
+    each = [_choices(side.shape[0], number) for side, number in zip(sides, kinds, strict=True)]
+    u, v = (_means(side, weights) for side, weights in zip(sides, each, strict=True))
     thinned = thin(key, groups, MOST)
     few = (u, v, groups) if thinned is None else (thinned.of_a(u), thinned.of_b(v), thinned.groups)
     ways = np.array(list(itertools.product(range(len(each[0])), range(len(each[1])))), np.int32)
-    open_ones = all(side.scorer.transform == TEMPERED for side in (a, b))
     used = halves(jax.random.fold_in(key, 1), u.shape[2], REPEATS)
-    found = np.asarray(_compared(few[0], few[1], together(few[2]), ways, used, open_ones))
+    found = np.asarray(_compared(few[0], few[1], together(few[2]), ways, used, settle))
     best = int(found.mean(1).argmax())
     gain = found[best] - found[0]
     if gain.mean() < max(LEAST, CLEARLY * gain.std(ddof=1) / np.sqrt(gain.size)):
@@ -69,13 +75,13 @@ def _means(members: Array, weights: np.ndarray) -> Array:
     return jnp.einsum("cm,mnd->cnd", share, members, precision="highest")
 
 
-@functools.partial(jax.jit, static_argnames="open_ones")
-def _compared(u: Array, v: Array, groups: Groups, ways: Any, used: Array, open_ones: bool) -> Array:
+@functools.partial(jax.jit, static_argnames="settle")
+def _compared(u: Array, v: Array, groups: Groups, ways: Any, used: Array, settle: bool) -> Array:
     """Agreement `[ways, halves]`."""
 
     def way(pair: Array) -> Array:
         first, second = u[pair[0]], v[pair[1]]
-        if open_ones:
+        if settle:
             transform: Tempered = TEMPERED.settled(first, second)
             first, second = transform(first), transform(second)
         return held_out_correlation(_MATCHER, first, second, groups, used)

@@ -188,16 +188,11 @@ def _widened(side: Modality, batches: Array | None) -> Modality:
 
 def settled(sides: Sequence[Representation]) -> list[Representation]:
     """The same with one temperature for all modalities whose transform is `tempered()` without one."""
-    open_ones = [side.scores for side in sides if _is_open(side)]
+    open_ones = [side.scores for side in sides if side.scorer.is_open]
     if not open_ones:
         return list(sides)
     transform = TEMPERED.settled(*open_ones)
-    return [_tempered(side, transform) if _is_open(side) else side for side in sides]
-
-
-def _is_open(side: Representation) -> bool:
-    transform = side.scorer.transform
-    return isinstance(transform, Tempered) and transform.temperature is None
+    return [_tempered(side, transform) if side.scorer.is_open else side for side in sides]
 
 
 @jax.jit

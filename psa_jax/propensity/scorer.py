@@ -11,7 +11,7 @@ import numpy as np
 from psa_jax.data.source import Source
 from psa_jax.propensity.batches import beside, row_of
 from psa_jax.propensity.model import Model, logits
-from psa_jax.propensity.scores import RelativeTo, from_logits
+from psa_jax.propensity.scores import RelativeTo, Tempered, from_logits
 from psa_jax.types import Array, Float, Int, PyTree, pytree, static
 
 
@@ -42,6 +42,11 @@ class Scorer:
     model: Model = static()
     batches: Int[Array, " B"] | None = None
     weights: Float[Array, " members"] | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether scores are those of `tempered()` before its temperature is settled."""
+        return isinstance(self.transform, Tempered) and self.transform.temperature is None
 
     @property
     def columns(self) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import importlib
-import types
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +10,6 @@ import pytest
 
 import psa_jax as psa
 from psa_jax.judge.members import members_that_count
-from psa_jax.propensity.learn import Representation
-from psa_jax.propensity.scores import TEMPERED
 from tests.problems import learner
 
 N, T, D = 360, 6, 8
@@ -25,14 +22,12 @@ def side(seed, noise, columns=D):
     state = np.random.default_rng(1).normal(size=(N, 2)) @ np.random.default_rng(2).normal(size=(2, columns))
     scores = np.stack([3 * state + level * rng.normal(size=state.shape) for level in noise])
     scores -= scores.mean(2, keepdims=True)
-    scorer = types.SimpleNamespace(transform=TEMPERED)
-    scores = jnp.asarray(scores, jnp.float32)
-    return Representation(scores.mean(0), scores, None, None, scorer), psa.group(t, t, T)
+    return jnp.asarray(scores, jnp.float32), psa.group(t, t, T)
 
 
 def weights(first, second, kinds, columns=D):
     (a, groups), (b, _) = side(3, first, columns), side(4, second, columns)
-    return members_that_count(jax.random.key(0), a, b, kinds, groups)
+    return members_that_count(jax.random.key(0), a, b, kinds, groups, settle=True)
 
 
 def test_noisy_members_are_left_out_of_the_modality_that_has_them():
@@ -65,7 +60,7 @@ def test_new_samples_are_scored_by_the_members_that_count(tmp_path, monkeypatch)
     data = psa.Unpaired.from_labels(x, t, y, t)
     chosen = jnp.array([1.0, 0, 1, 0])
     pipeline = importlib.import_module("psa_jax.align.pipeline")
-    monkeypatch.setattr(pipeline, "members_that_count", lambda *_: (chosen, None))
+    monkeypatch.setattr(pipeline, "members_that_count", lambda *_, settle: (chosen, None))
     one = learner(members=4, epochs=2)
     out = psa.align(jax.random.key(0), data, query=data, valid=data, a=one, b=learner(epochs=2))
     np.testing.assert_array_equal(out.scorer_a.weights, chosen)
