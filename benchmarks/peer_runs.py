@@ -2,9 +2,11 @@
 
 import dataclasses
 import json
+import math
 import os
 import pathlib
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -18,7 +20,10 @@ from benchmarks.tables import HERE, write
 
 SCRIPTS = HERE / "peer_scripts"
 ENVIRONMENTS = HERE.parent / ".peers"
-INSTALL_LIMIT, RUN_LIMIT = 480, 180
+INSTALL_LIMIT = 480  # seconds
+CORE_LIMIT, RUN_LIMIT = 180, 480  # of one core's seconds a run, which others' load leaves as they are; and of all
+THREADS = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"), "1")
+THREADS |= {"XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false"}
 TORCH = "torch==2.13.0"
 TOLD = {"numpy", "scipy", "scikit-learn", "anndata", "scanpy", "torch", "jax", "ott-jax", "pot", "umap-learn"}
 
@@ -74,7 +79,15 @@ PEERS = (
         "Cao et al. (2022), Nat. Commun. 13",
         "MIT",
         SCRIPTS / "run_uniport.py",
-        packages=("uniport==1.3", TORCH),
+        packages=(
+            "uniport==1.3",
+            "numpy==1.26.4",
+            "scipy<1.14",
+            "pandas<3",
+            "anndata==0.10.8",
+            "scanpy==1.10.4",
+            TORCH,
+        ),
         variants=("diagonal, labels as prior", "horizontal, our scores as common features, labels as prior"),
     ),
     Peer(
@@ -100,6 +113,7 @@ PEERS = (
         packages=(
             "pamona==0.1.0",
             "numpy==1.26.4",
+            "scipy==1.10.1",
             "POT==0.9.3",
             "scikit-learn<1.6",
             "umap-learn<0.5.8",
@@ -115,8 +129,10 @@ PEERS = (
         SCRIPTS / "run_scconfluence.py",
         packages=(
             "numpy==1.26.4",
+            "scipy==1.10.1",
             "POT==0.9.3",
             "geomloss==0.2.6",
+            "anndata==0.10.8",
             "mudata==0.2.4",
             "pytorch-lightning==2.5.2",
             "tensorboard",
@@ -130,25 +146,29 @@ PEERS = (
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """How a process ended: its error's last line ("" if none), its seconds, the most memory it held in GiB."""
+    """How a process ended: its error's last line ("" if none), its seconds, a core's, the most memory held in GiB."""
 
     error: str
     seconds: float
+    core: float
     memory: float
 
 
-def limited(command, limit, folder):
-    """Runs a command in a folder, and ends it and what it started when its time is over."""
+def limited(command, limit, folder, core=None):
+    """Runs a command in a folder, and ends it and what it started when its time is over, or that of one core."""
     log = pathlib.Path(folder) / "log.txt"
     hidden = {"PYTHONPATH", "PYTHONHOME", "XLA_FLAGS", "JAX_COMPILATION_CACHE_DIR"}
     environment = {name: value for name, value in os.environ.items() if name not in hidden}
+    environment |= THREADS | {"JAX_PLATFORMS": "cpu", "MPLBACKEND": "agg"}
     start = time.monotonic()
     with open(log, "wb") as out:
         child = subprocess.Popen(
             [str(part) for part in command], cwd=folder, stdin=subprocess.DEVNULL, stdout=out,
-            stderr=subprocess.STDOUT, env=environment | {"JAX_PLATFORMS": "cpu", "MPLBACKEND": "agg"},
+            stderr=subprocess.STDOUT, env=environment,
             start_new_session=True,
         )  # fmt: skip
+        if core is not None:
+            resource.prlimit(child.pid, resource.RLIMIT_CPU, (math.ceil(core), math.ceil(core)))
         late, done = False, 0
         while not done:
             done, status, usage = os.wait4(child.pid, os.WNOHANG)
@@ -156,9 +176,14 @@ def limited(command, limit, folder):
                 late = True
                 os.killpg(child.pid, signal.SIGKILL)
             time.sleep(0 if done else 0.05)
-    child.returncode = os.waitstatus_to_exitcode(status)
-    error = f"over its limit of {limit:g} s" if late else _last(log, child.returncode) if child.returncode else ""
-    return Run(error, time.monotonic() - start, usage.ru_maxrss / 2**20)
+    child.returncode, used = os.waitstatus_to_exitcode(status), usage.ru_utime + usage.ru_stime
+    if late:
+        error = f"over its limit of {limit:g} s"
+    elif core is not None and child.returncode < 0 and used > core - 1:
+        error = f"over its limit of {core:g} s of one core"
+    else:
+        error = _last(log, child.returncode) if child.returncode else ""
+    return Run(error, time.monotonic() - start, used, usage.ru_maxrss / 2**20)
 
 
 def _last(log, code):
@@ -206,12 +231,12 @@ def _versions(python):
     return {name: version for name, version in found.items() if name in TOLD | {peer.name for peer in PEERS}}
 
 
-def ask(python, script, variant, seed, problem, limit=RUN_LIMIT):
+def ask(python, script, variant, seed, problem, limit=RUN_LIMIT, core=CORE_LIMIT):
     """What a script answers to a problem, arrays by name, and how its process ended; empty where it failed."""
     with tempfile.TemporaryDirectory(prefix="peer_") as folder:
         source, target = (pathlib.Path(folder) / name for name in ("problem.npz", "answer.npz"))
         np.savez(source, **problem)
-        run = limited([python, script, variant, seed, source, target], limit, folder)
+        run = limited([python, script, variant, seed, source, target], limit, folder, core)
         if run.error or not target.exists():
             return {}, run if run.error else dataclasses.replace(run, error="wrote no answer")
         with np.load(target) as file:

@@ -17,7 +17,7 @@ import numpy as np
 import psa_jax as psa
 from benchmarks.cuts import CUTS, as_jax, known_here
 from benchmarks.peer_problems import problem_of
-from benchmarks.peer_runs import PEERS, ask, install, python_of
+from benchmarks.peer_runs import CORE_LIMIT, PEERS, RUN_LIMIT, ask, install, python_of
 from benchmarks.peers_report import RESULTS, record, report
 from benchmarks.quality import scores, tempered
 from benchmarks.tables import environment, write
@@ -31,8 +31,8 @@ OURS = {"our sinkhorn": psa.sinkhorn, "our snn": psa.snn}
 
 def law_of(mass, t_a, t_b):
     """`P(j | i)` `[n, m]` of masses of pairs, within treatments, and which rows had none (they become uniform)."""
-    same = np.asarray(t_a)[:, None] == np.asarray(t_b)[None]
-    mass = np.where(same & (mass > 0), np.asarray(mass, np.float64), 0)  # what is not a number is no mass
+    same, mass = np.asarray(t_a)[:, None] == np.asarray(t_b)[None], np.asarray(mass, np.float64)
+    mass = np.where(same & (mass > 0), mass, 0)  # what is not a number is no mass
     total = mass.sum(1, keepdims=True)
     uniform = same / np.maximum(same.sum(1, keepdims=True), 1)
     return np.where(total > 0, mass / np.where(total > 0, total, 1), uniform), total[:, 0] == 0
@@ -91,14 +91,16 @@ def ours(name, seed, cut):
         yield row | ({"without mass": 0.0} if who == "class mean" else {})
 
 
-def rows_of(peer, variant, name, seed, cut, problem):
+def rows_of(peer, variant, name, seed, cut, problem, core=CORE_LIMIT):
     """The rows of one run of a peer, or the one that says why there are none."""
     row = {"data": name, "seed": seed, "peer": peer.name, "variant": variant}
     told = install(peer)
     if told["error"]:
         return [row | {"match": "", "error of run": f"not installed: {told['error']}"}]
-    answer, run = ask(python_of(peer), peer.script, variant, seed, problem)
-    row |= {"error of run": run.error, "seconds": round(run.seconds, 1), "memory": round(run.memory, 2)}
+    limit = max(RUN_LIMIT, core)
+    answer, run = ask(python_of(peer), peer.script, variant, seed, problem, limit, core)
+    row |= {"error of run": run.error, "memory": round(run.memory, 2)}
+    row |= {"seconds": round(run.seconds, 1), "seconds of one core": round(run.core, 1)}
     masses = [("its own", answer["plan"])] if "plan" in answer else []
     if "z_a" in answer:
         masses += matched_by_us(answer["z_a"], answer["z_b"], groups_of(cut))
@@ -111,6 +113,7 @@ def main():
     parser.add_argument("--data", nargs="+", choices=CUTS, default=known)
     parser.add_argument("--peers", nargs="+", choices=[peer.name for peer in PEERS], default=None)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--limit", type=float, default=CORE_LIMIT, help="seconds of one core that a run may take")
     parser.add_argument("--fresh", action="store_true", help="run again what has results, or an error, already")
     args = parser.parse_args()
     chosen = [peer for peer in PEERS if args.peers is None or peer.name in args.peers]
@@ -124,7 +127,7 @@ def main():
                 keep(list(ours(name, seed, cut)), [])
             problem = problem_of(name, seed, cut) if runs else {}
             for peer, variant in runs:
-                rows = rows_of(peer, variant, name, seed, cut, problem)
+                rows = rows_of(peer, variant, name, seed, cut, problem, args.limit)
                 keep(rows, [peer])
                 print(*rows, sep="\n", flush=True)
         jax.clear_caches()

@@ -49,13 +49,13 @@ def _row(kind, same):
         return None  # told in the note of the runs that did end
     notes = [f"{sum(row['error of run'] == error for row in same)} seeds: {error}" for error in errors]
     empty = np.median([row["without mass"] for row in good]) if good else 0
-    notes += [f"{empty:.0%} of cells without mass: uniform"] if empty > 0 else []
+    notes += [f"{empty:.1%} of cells without mass: uniform"] if empty > 0 else []
     figures = {name: _spread([row[name] for row in good], digits) for name, digits in FIGURES.items()}
     cost = {name: _median([row.get(column) for row in good or same]) for name, column in COSTS.items()}
     return {"method": peer, "what": variant, "matched by": match, **figures, **cost, "note": "; ".join(notes)}
 
 
-COSTS = {"seconds": "seconds", "GiB": "memory"}
+COSTS = {"seconds": "seconds", "of one core": "seconds of one core", "GiB": "memory"}
 
 
 def _spread(values, digits):

@@ -143,13 +143,28 @@ def test_time_is_limited(tmp_path, problem):
     assert run.seconds < 10
 
 
-def test_a_peer_that_does_not_install_is_told_with_its_error(monkeypatch, tmp_path, cut, problem):
+def test_time_of_a_core_is_limited(tmp_path, problem):
+    path = script(tmp_path, "while True: pass")
+    answer, run = peer_runs.ask(sys.executable, path, "a variant", 5, problem, limit=60, core=1)
+    assert answer == {}
+    assert run.error == "over its limit of 1 s of one core"
+    assert run.core < 3
+
+
+@pytest.mark.slow  # makes an environment
+def test_what_does_not_install_is_told_once(monkeypatch, tmp_path):
     monkeypatch.setattr(peer_runs, "ENVIRONMENTS", tmp_path / "environments")
-    peer = peer_runs.Peer("broken", "", "", script(tmp_path, "pass"), packages=("not a requirement",), variants=("x",))
-    (row,) = peers.rows_of(peer, "x", "made up", 0, cut, problem)
-    assert row["error of run"].startswith("not installed: ERROR: Invalid requirement")
+    peer = peer_runs.Peer("broken", "", "", script(tmp_path, "pass"), packages=("not a requirement",))
+    told = peer_runs.install(peer)
+    assert told["error"].startswith("ERROR: Invalid requirement")
+    assert peer_runs.install(peer) == told
+
+
+def test_a_peer_that_is_not_installed_has_a_row(monkeypatch, cut, problem):
+    monkeypatch.setattr(peers, "install", lambda peer: {"error": "ERROR: no such package"})
+    (row,) = peers.rows_of(peer_runs.PEERS[0], "x", "made up", 0, cut, problem)
+    assert row["error of run"] == "not installed: ERROR: no such package"
     assert "lift" not in row
-    assert peer_runs.install(peer)["seconds"] >= 0  # read, not made again
 
 
 def test_results_of_a_run_take_the_place_of_its_earlier_ones(monkeypatch, tmp_path):
