@@ -1,5 +1,6 @@
 """Other people's methods, each installed in an environment of its own and run as a process with a limit of time."""
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -176,10 +177,12 @@ def limited(command, limit, folder, core=None):
                 late = True
                 os.killpg(child.pid, signal.SIGKILL)
             time.sleep(0 if done else 0.05)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)  # what it started and left behind
     child.returncode, used = os.waitstatus_to_exitcode(status), usage.ru_utime + usage.ru_stime
     if late:
         error = f"over its limit of {limit:g} s"
-    elif core is not None and child.returncode < 0 and used > core - 1:
+    elif core is not None and child.returncode in (-signal.SIGKILL, -signal.SIGXCPU) and used > 0.8 * core:
         error = f"over its limit of {core:g} s of one core"
     else:
         error = _last(log, child.returncode) if child.returncode else ""

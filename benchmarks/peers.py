@@ -8,7 +8,6 @@ are used for the figures only. Writes `results/peers.json` after every run, and 
 
 import argparse
 import json
-import time
 
 import jax
 import jax.numpy as jnp
@@ -71,10 +70,9 @@ def ours(name, seed, cut):
     groups, pair = groups_of(cut), as_jax(cut)[0]
     u, v, seconds = scores(name, "today", seed, cut)
     u, v = tempered(u, v)
-    features, start = (jnp.asarray(cut.aligned.a.x), jnp.asarray(cut.aligned.b.x)), time.perf_counter()
+    features = jnp.asarray(cut.aligned.a.x), jnp.asarray(cut.aligned.b.x)
     refined = refine(jax.random.key(3000 + seed), u, v, *features, groups)
     found = fit_projection(jax.random.key(2000 + seed), u, v, groups, refined=refined, features=features)
-    seconds += time.perf_counter() - start
     fused = with_features(refined.u, refined.v, *features, groups)
     n, m = groups.shape
     masses = {

@@ -52,7 +52,15 @@ def _row(kind, same):
     notes += [f"{empty:.1%} of cells without mass: uniform"] if empty > 0 else []
     figures = {name: _spread([row[name] for row in good], digits) for name, digits in FIGURES.items()}
     cost = {name: _median([row.get(column) for row in good or same]) for name, column in COSTS.items()}
-    return {"method": peer, "what": variant, "matched by": match, **figures, **cost, "note": "; ".join(notes)}
+    return {
+        "method": peer,
+        "what": variant,
+        "matched by": match,
+        "seeds": len(good),
+        **figures,
+        **cost,
+        "note": "; ".join(notes),
+    }
 
 
 COSTS = {"seconds": "seconds", "of one core": "seconds of one core", "GiB": "memory"}
