@@ -33,7 +33,7 @@ class Cut:
         return self.train if self.query is None else self.query
 
 
-def _standard(x):
+def standard(x):
     x = np.asarray(x, np.float32).reshape(len(x), -1)
     scale = x.std(0)
     return (x - x.mean(0)) / np.where(scale > 0, scale, 1)
@@ -50,7 +50,7 @@ def _unpaired(x_a, x_b, t, rows, rng, number):
 
 def paired(x_a, x_b, t, seed):
     """A cut of truly paired samples."""
-    x_a, x_b = _standard(x_a), _standard(x_b)
+    x_a, x_b = standard(x_a), standard(x_b)
     _, t = np.unique(t, return_inverse=True)
     rng, number = np.random.default_rng(seed), int(t.max()) + 1
     if t.size < SMALL:

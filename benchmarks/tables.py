@@ -65,11 +65,12 @@ def write(path, text):
     psa_jax.io.write_atomically(path, lambda file: file.write(text.encode()))
 
 
-def filled(text):
+def filled(text, tables=None):
     """The text with what belongs between its marks; a table whose results do not exist is left as it is."""
+    tables = TABLES if tables is None else tables
 
     def table(found):
-        rows = TABLES[found[2]]() if found[2] in TABLES else whole(found[2])
+        rows = tables[found[2]]() if found[2] in tables else whole(found[2])
         return found[1] + (markdown(rows) + "\n" if rows else found[3]) + found[4]
 
     return re.sub(r"(<!-- table: (\w+) -->\n)(.*?)(<!-- end -->)", table, text, flags=re.DOTALL)
