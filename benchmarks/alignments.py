@@ -9,12 +9,14 @@ import numpy as np
 
 import psa_jax as psa
 from psa_jax import baselines
+from psa_jax.judge.thin import thin
 from psa_jax.match import class_mean, known_pairs
 from psa_jax.metrics.pairs import project
 from psa_jax.propensity.nets import default_model
 
-MEMBERS = {"balls": 2}
-BIG = 30
+MEMBERS, LARGE_MEMBERS = {"balls": 2}, 3  # the latter one of each smoothing, of which labels choose
+BIG, MOST = 30, 300
+MANY = 20  # neighbours at the paper's scale
 PAPER_OT = functools.partial(psa.sinkhorn, eps=0.05)
 SHARP_OT = functools.partial(psa.sinkhorn, eps=psa.relative(0.02))  # for sampled pairs, not for projections
 GW_LIMIT = 2000
@@ -43,15 +45,55 @@ def published(key, problem):
             logits = psa.crossfit(k, model, data.x, data.t, training=training).logits
         else:
             key_split, key_fit = jax.random.split(k)
-            train, valid = psa.split(key_split, psa.Unpaired(data, data, problem.train.num_treatments), (0.8, 0.2))
+            train, valid = psa.Unpaired(data, data, problem.train.num_treatments), problem.valid
+            if valid is None:
+                train, valid = psa.split(key_split, train, (0.8, 0.2))
+            else:
+                valid = psa.Unpaired(getattr(valid, side), getattr(valid, side), valid.num_treatments)
             fitted = psa.fit(key_fit, model, train.a.x, train.a.t, training=training, valid=(valid.a.x, valid.a.t))
             logits = psa.propensity(model, fitted.params, getattr(problem.query, side).x, transform=identity)
         scores.append(logits[:, shared])
     return tuple(scores)
 
 
+def chosen(key, alignment):
+    """Scores of the members whose held-out agreement, by labels only, is within a standard error of the best one's."""
+    thinned = thin(key, alignment.groups, MOST)
+    found = []
+    for u, v in zip(alignment.member_scores_a, alignment.member_scores_b, strict=True):
+        sides = (u, v, alignment.groups) if thinned is None else (thinned.of_a(u), thinned.of_b(v), thinned.groups)
+        found.append(np.asarray(psa.held_out_agreement(key, psa.sinkhorn, *sides)))
+    agreement, error = np.mean(found, axis=1), np.std(found, axis=1) / np.sqrt(len(found[0]))
+    members = np.flatnonzero(agreement >= agreement.max() - error[agreement.argmax()])
+    print(f"members {members.tolist()} of agreement {np.round(agreement, 3).tolist()}", flush=True)
+    return alignment.member_scores_a[members].mean(0), alignment.member_scores_b[members].mean(0)
+
+
+def large_couplings(key, problem):
+    """`couplings` at the paper's scale: what its table has."""
+    keys = iter(jax.random.split(key, 4))
+    data, learner = problem.aligned, problem.learner(LARGE_MEMBERS)
+    groups = psa.group(data.a.t, data.b.t, data.num_treatments)
+    out = quietly(psa.align, next(keys), problem.train, valid=problem.valid, query=problem.query, a=learner, b=learner)
+    u, v = chosen(next(keys), out)
+    yield "none", "class mean", psa.blockwise(class_mean)(u, v, groups)
+    yield "none", "true pairs", known_pairs(problem.truth.pair, data.b.t.size)
+    yield "PS", "OT", psa.blockwise(SHARP_OT)(u, v, groups)
+    yield "PS", "SNN", psa.blockwise(functools.partial(psa.snn, k=MANY))(u, v, groups)
+    yield "PS, all members", "OT", out.coupling
+    u, v = published(next(keys), problem)
+    yield "PS as published", "OT, eps 0.05", psa.blockwise(PAPER_OT)(u, v, groups)
+    yield "PS as published", "SNN", psa.blockwise(psa.snn)(u, v, groups)
+    u, v = baselines.vae(next(keys), problem.train, query=problem.query)
+    yield "VAE", "OT", psa.blockwise(psa.sinkhorn)(u, v, groups)
+    yield "VAE", "SNN", psa.blockwise(psa.snn)(u, v, groups)
+
+
 def couplings(key, problem):
     """Yields `(representation, match, coupling)`; every setting is chosen with labels only."""
+    if problem.large:
+        yield from large_couplings(key, problem)
+        return
     keys = iter(jax.random.split(key, 8))
     data = problem.aligned
     groups = psa.group(data.a.t, data.b.t, data.num_treatments)

@@ -18,7 +18,10 @@ SMALL = 2000
 
 @dataclasses.dataclass(frozen=True)
 class Cut:
-    """What is learnt from, what is aligned (`train` where `query` is None), the truth, and what is projected."""
+    """What is learnt from, what is aligned (`train` where `query` is None), the truth, and what is projected.
+
+    `pair` is the place in b of each of a's partners among what is aligned, `train_pair` among the training samples.
+    """
 
     train: psa.Unpaired
     valid: psa.Unpaired | None
@@ -27,6 +30,7 @@ class Cut:
     y_a: np.ndarray
     y_b: np.ndarray
     images: bool = False
+    train_pair: np.ndarray | None = None
 
     @property
     def aligned(self):
@@ -60,10 +64,10 @@ def paired(x_a, x_b, t, seed):
     for code in range(number):
         own = rng.permutation(np.flatnonzero(t == code))
         part[own] = np.digitize(np.arange(own.size) / own.size, (0.6, 0.8))
-    (train, _), (valid, _), (query, pair) = (
+    (train, known), (valid, _), (query, pair) = (
         _unpaired(x_a, x_b, t, np.flatnonzero(part == which), rng, number) for which in range(3)
     )
-    return Cut(train, valid, query, pair, query.a.x, query.b.x)
+    return Cut(train, valid, query, pair, query.a.x, query.b.x, train_pair=known)
 
 
 def _file(name):

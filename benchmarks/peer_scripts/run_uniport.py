@@ -6,7 +6,7 @@ import pandas as pd
 import uniport
 from problem import main
 
-ITERATIONS = 10_000  # as in its tutorials; 30,000, its default, are beyond the limit of time
+ITERATIONS = 10_000  # 30,000, its default, are beyond the limit of time
 
 
 def told(x, t, which):

@@ -1,0 +1,93 @@
+"""The table that `RESULTS.md` begins with: the paper's figures, and what stands beside them here."""
+
+import json
+
+import numpy as np
+
+from benchmarks.tables import HERE
+
+RESULTS = HERE / "results"
+COLUMNS = ("the paper", "its recipe, run here", "ours", "best of the others", "class mean", "true pairs")
+OURS = ("PS", "PS+OT", "PS+OT, calibrated")
+RECIPE = {"OT": ("PS as published", "OT, eps 0.05"), "SNN": ("PS as published", "SNN")}
+ALIGNED = (  # the paper's row, its figure, its data here, the column, the aligner
+    ("synthetic images, latent MSE, OT", 0.0316, "balls", "latent MSE", "OT"),
+    ("synthetic images, latent MSE, SNN", 0.0552, "balls", "latent MSE", "SNN"),
+    ("CITE-seq, FOSCTTM, OT", 0.3049, "cite", "FOSCTTM", "OT"),
+    ("CITE-seq, FOSCTTM, SNN", 0.3126, "cite", "FOSCTTM", "SNN"),
+)
+PREDICTED = ("CITE-seq, median R2 of a predictor", 0.233)
+PERTURBED = (("seen", 4.199, 50.967), ("unseen", 5.394, 43.554))
+
+
+def rows():
+    """A row for each of the paper's seven figures, as far as there are results."""
+    out = []
+    for title, paper, data, column, match in ALIGNED:
+        found, scale = _paper(data)
+        own = [row for row in found if row["table"] == "alignment"]
+        values = {(row["representation"], row["match"]): _median(own, row, column) for row in own}
+        others = {
+            name: value
+            for name, value in values.items()
+            if name[1] == match and name[0] not in ("PS", "none") and not name[0].startswith("PS")
+        }
+        best = min(others, key=others.get) if others else None
+        cells = (
+            paper,
+            values.get(RECIPE[match]),
+            values.get(("PS", match)),
+            None if best is None else f"{others[best]:.4g} ({best[0]})",
+            values.get(("none", "class mean")),
+            values.get(("none", "true pairs")),
+        )
+        out.append(_row(f"{title} ({scale} scale)" if found else title, cells))
+    found, scale = _paper("cite")
+    own = [row for row in found if row["table"] == "prediction"]
+    values = {(row["coupling"], row["loss"]): _median(own, row, "median R2") for row in own}
+    cells = (
+        PREDICTED[1],
+        values.get(("PS+OT", "unbiased")),
+        values.get(("PS+OT, calibrated", "barycentric")),
+        None,
+        values.get(("class mean", "barycentric")),
+        values.get(("true pairs", "barycentric")),
+    )
+    out.append(_row(f"{PREDICTED[0]} ({scale} scale)", cells))
+    path = RESULTS / "perturbations.json"
+    sets = json.loads(path.read_text())["sets"] if path.exists() else {}
+    for where, w1, kl in PERTURBED:
+        for name in sets:
+            own = [row for row in sets[name]["rows"] if row["treatments"] == where]
+            for column, paper in (("W1", w1), ("KL", kl)):
+                values = {(row["coupling"], row["loss"]): _median(own, row, column) for row in own}
+                cells = (
+                    f"{paper} (other data)",
+                    values.get(("PS+OT", "unbiased")),
+                    values.get(("PS+OT", "barycentric")),
+                    f"{values[('VAE+OT', 'barycentric')]:.4g} (VAE)" if ("VAE+OT", "barycentric") in values else None,
+                    values.get(("class mean", "barycentric")),
+                    values.get(("true pairs", "barycentric")),
+                )
+                out.append(_row(f"perturbations {where}, {column} ({name})", cells))
+    return out
+
+
+def _row(title, cells):
+    return {"": title, **dict(zip(COLUMNS, cells, strict=True))}
+
+
+def _paper(data):
+    """Rows of `python -m benchmarks.paper`, at the paper's scale if they are there."""
+    for scale in ("paper", "small"):
+        path = RESULTS / f"paper_{data}_{scale}.json"
+        if path.exists():
+            return json.loads(path.read_text())["rows"], scale
+    return [], "small"
+
+
+def _median(rows, like, column):
+    """Over seeds, of the rows that differ from one in the seed only."""
+    keys = ("representation", "match", "coupling", "loss")
+    same = [row[column] for row in rows if all(row.get(key) == like.get(key) for key in keys)]
+    return None if None in same else float(np.median(same))

@@ -1,0 +1,51 @@
+"""`PERTURBATIONS.md`, from `results/perturbations.json`: `python -m benchmarks.perturbations_report`."""
+
+import json
+
+from benchmarks.report import PUBLISHED, summary
+from benchmarks.tables import HERE, markdown, write
+
+HEAD = """# Perturbations, seen and unseen
+
+Written by `python -m benchmarks.perturbations`; every number is in `results/perturbations.json`. Medians over seeds,
+with quartiles. Cells of modality b are predicted from test cells of a, whose treatment the predictors do not see, and
+compared with the observed test cells of b of the same treatment; distances are averaged over treatments.
+
+- **seen**: training had cells of every treatment. **unseen**: each treatment is left out in turn (of more than twelve
+  a quarter at a time) of everything: classifiers, couplings, predictors. What is used for it are the features of a of
+  its test cells, and nothing else. Of the treatments that stay as many cells are taken as the smallest has.
+- **coupling, loss**: what a predictor (two layers of 128, 30 epochs, nothing selected) was trained through. Without a
+  loss: no model; what is known of b in the treatment itself, if it was seen, or in the treatment whose cells of a have
+  the nearest mean, as that mean or as cells drawn there.
+- **W1**: exact in one dimension, averaged over features (standardised); **sliced W1** over 128 directions. **KL** by
+  nearest neighbours in the first {components} principal components, of observed from predicted cells. **energy**: the
+  squared energy distance. A predictor of means spreads less than cells do, which all four count against it: random
+  cells of the treatment itself are what a perfect guess without features would have.
+- **R2 of mean effects, correlation**: of the predicted mean of a treatment less the mean of all training cells, with
+  the observed one, over treatments and features.
+- **cell error / class mean**: squared error of single cells (their pairs are known), over that of the treatment's mean
+  among test cells, which no unseen prediction knows.
+
+The paper reports W1 and KL between predicted and observed expression on data that are not public: {paper}.
+"""
+
+
+def report():
+    """Writes the page from all data sets that have results."""
+    record = json.loads((HERE / "results" / "perturbations.json").read_text())
+    published = "; ".join(f"{row['published']} {row['W1']} and {row['KL']}" for row in PUBLISHED["screen"])
+    parts = [HEAD.format(components=5, paper=published)]
+    for name, found in record["sets"].items():
+        seconds, cores = found["seconds"], found["environment"]["cores"]
+        told = ", ".join(f"{each} s" for each in seconds.values())
+        parts.append(f"\n## {name}\n\nSeeds {', '.join(seconds)}: {told}, compilation included, on {cores} cores.\n")
+        for where in ("seen", "unseen"):
+            rows = [{**row, "table": ""} for row in found["rows"] if row["treatments"] == where]
+            rows = [{k: v for k, v in row.items() if k not in ("data", "treatments")} for row in rows]
+            if rows:
+                parts.append(f"### {where}\n\n{markdown(summary(rows, ('coupling', 'loss')))}\n")
+    write(HERE / "PERTURBATIONS.md", "\n".join(parts))
+
+
+if __name__ == "__main__":
+    report()
