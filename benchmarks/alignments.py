@@ -9,14 +9,12 @@ import numpy as np
 
 import psa_jax as psa
 from psa_jax import baselines
-from psa_jax.judge.thin import thin
 from psa_jax.match import class_mean, known_pairs
 from psa_jax.metrics.pairs import project
 from psa_jax.propensity.nets import default_model
 
-MEMBERS, LARGE_MEMBERS = {"balls": 2}, 3  # the latter one of each smoothing, of which labels choose
-BIG, MOST = 30, 300
-MANY = 20  # neighbours at the paper's scale
+MEMBERS, LARGE_MEMBERS = {"balls": 2}, 3  # one of each smoothing, of which labels choose
+BIG = 30
 PAPER_OT = functools.partial(psa.sinkhorn, eps=0.05)
 SHARP_OT = functools.partial(psa.sinkhorn, eps=psa.relative(0.02))  # for sampled pairs, not for projections
 GW_LIMIT = 2000
@@ -56,31 +54,20 @@ def published(key, problem):
     return tuple(scores)
 
 
-def chosen(key, alignment):
-    """Scores of the members whose held-out agreement, by labels only, is within a standard error of the best one's."""
-    thinned = thin(key, alignment.groups, MOST)
-    found = []
-    for u, v in zip(alignment.member_scores_a, alignment.member_scores_b, strict=True):
-        sides = (u, v, alignment.groups) if thinned is None else (thinned.of_a(u), thinned.of_b(v), thinned.groups)
-        found.append(np.asarray(psa.held_out_agreement(key, psa.sinkhorn, *sides)))
-    agreement, error = np.mean(found, axis=1), np.std(found, axis=1) / np.sqrt(len(found[0]))
-    members = np.flatnonzero(agreement >= agreement.max() - error[agreement.argmax()])
-    print(f"members {members.tolist()} of agreement {np.round(agreement, 3).tolist()}", flush=True)
-    return alignment.member_scores_a[members].mean(0), alignment.member_scores_b[members].mean(0)
-
-
 def large_couplings(key, problem):
     """`couplings` at the paper's scale: what its table has."""
-    keys = iter(jax.random.split(key, 4))
+    keys = iter(jax.random.split(key, 3))
     data, learner = problem.aligned, problem.learner(LARGE_MEMBERS)
     groups = psa.group(data.a.t, data.b.t, data.num_treatments)
     out = quietly(psa.align, next(keys), problem.train, valid=problem.valid, query=problem.query, a=learner, b=learner)
-    u, v = chosen(next(keys), out)
+    u, v = out.scores_a, out.scores_b
     yield "none", "class mean", psa.blockwise(class_mean)(u, v, groups)
     yield "none", "true pairs", known_pairs(problem.truth.pair, data.b.t.size)
-    yield "PS", "OT", psa.blockwise(SHARP_OT)(u, v, groups)
-    yield "PS", "SNN", psa.blockwise(functools.partial(psa.snn, k=MANY))(u, v, groups)
-    yield "PS, all members", "OT", out.coupling
+    yield "PS", "OT", out.coupling
+    yield "PS", "OT, sharp", psa.blockwise(SHARP_OT)(u, v, groups)
+    yield "PS", "OT, calibrated", out.projection.law
+    yield "PS", "SNN", psa.blockwise(psa.snn)(u, v, groups)
+    yield "PS", "SNN, k 20", psa.blockwise(functools.partial(psa.snn, k=20))(u, v, groups)
     u, v = published(next(keys), problem)
     yield "PS as published", "OT, eps 0.05", psa.blockwise(PAPER_OT)(u, v, groups)
     yield "PS as published", "SNN", psa.blockwise(psa.snn)(u, v, groups)
