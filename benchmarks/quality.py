@@ -6,9 +6,13 @@ kept in `.quality/` (not committed), so that changing a matcher does not train a
 """
 
 import argparse
+import concurrent.futures
+import fcntl
 import functools
 import json
-import pathlib
+import os
+import subprocess
+import sys
 import time
 import warnings
 
@@ -245,25 +249,39 @@ def measure(name, seed):
     return rows
 
 
+def keep(name, seeds, rows):
+    """Puts the rows of a data set in the place of those there were; other processes wait meanwhile."""
+    RESULTS.parent.mkdir(exist_ok=True)
+    KEPT.mkdir(exist_ok=True)
+    with open(KEPT / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        kept = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else []
+        kept = [row for row in kept if row["data"] != name] + rows
+        record = {"settings": {"seeds": seeds, "eps": EPS}, "environment": environment(), "rows": kept}
+        write(RESULTS, json.dumps(record, indent=1) + "\n")
+        report()
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", nargs="+", choices=CUTS, default=known_here())
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--fresh", action="store_true", help="train again")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="data sets at once, a process each")
     args = parser.parse_args()
-    kept = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else []
-    for name in args.data:
-        for path in KEPT.glob(f"{_stem(name)}-*") if args.fresh else ():
-            path.unlink()
-        start = time.perf_counter()
-        rows = [row for seed in range(args.seeds) for row in measure(name, seed)]
-        kept = [row for row in kept if row["data"] != name] + rows
-        record = {"settings": {"seeds": args.seeds, "eps": EPS}, "environment": environment(), "rows": kept}
-        pathlib.Path(RESULTS).parent.mkdir(exist_ok=True)
-        write(RESULTS, json.dumps(record, indent=1) + "\n")
-        report()
-        jax.clear_caches()  # each data set has shapes, and so programs, of its own: a process may hold so many only
-        print(f"{name}: {time.perf_counter() - start:.0f} s", flush=True)
+    if len(args.data) > 1:
+        more = ["--seeds", str(args.seeds), *(["--fresh"] if args.fresh else [])]
+        command = [sys.executable, "-m", "benchmarks.quality", *more, "--data"]
+        with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
+            for _ in pool.map(lambda name: subprocess.run([*command, name], check=True, cwd=HERE.parent), args.data):
+                pass
+        return
+    (name,) = args.data
+    for path in KEPT.glob(f"{_stem(name)}-*") if args.fresh else ():
+        path.unlink()
+    start = time.perf_counter()
+    keep(name, args.seeds, [row for seed in range(args.seeds) for row in measure(name, seed)])
+    print(f"{name}: {time.perf_counter() - start:.0f} s", flush=True)
 
 
 if __name__ == "__main__":
