@@ -6,8 +6,7 @@ import sys
 
 import numpy as np
 import pytest
-
-from tests.problems import free_port
+from problems import free_port
 
 SCRIPT = """
 import os, sys

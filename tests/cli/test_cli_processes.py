@@ -8,12 +8,13 @@ import sys
 import anndata
 import numpy as np
 import pytest
+from problems import free_port
 
 from psa_jax.processes import ADDRESS, NUMBER, RANK
-from tests.problems import free_port
 
 OPTIONS = ["align", "cells.h5ad", "--treatment", "drug", "--quick", "--epochs", "2", "--mesh", "--output", "out"]
-COMMAND = [sys.executable, "-c", "from psa_jax.cli.start import main; main()", *OPTIONS]
+PROGRAM = "import psa_jax.processes as p; p.PATIENCE = 6; from psa_jax.cli.start import main; main()"
+COMMAND = [sys.executable, "-c", PROGRAM, *OPTIONS]
 
 
 def write_cells(path, seed=0):

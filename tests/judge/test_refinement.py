@@ -143,7 +143,7 @@ def test_features_that_are_read_refine_as_those_in_memory(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("devices", [None, 4])
+@pytest.mark.parametrize("devices", [4])
 def test_features_that_are_read_are_projected_by_as_those_in_memory(devices):
     axes = {"axis_types": (AxisType.Auto,), "devices": jax.devices()[:devices]}
     mesh = None if devices is None else jax.make_mesh((devices,), ("x",), **axes)
