@@ -24,6 +24,10 @@ from psa_jax.types import Array, Bool, Float, Int, KeyArray, float_dtype, pytree
 
 EPS, REPEATS, MOST, ENOUGH = (0.05, 0.1, 0.2, 0.4), 3, 200, 0.95
 MOST_EVIDENCE = 400  # which costs no match
+FEWEST, MOST_SCORES = (
+    16,
+    2**25,
+)  # of thousands of treatments fewer samples each: numbers, of which a dozen copies are held
 LOOSE = {"tol": 1e-2, "max_iters": 300, "newton": 0}
 
 
@@ -134,6 +138,7 @@ def fit_projection(
     grid, strong = (jnp.asarray(eps, dtype), True) if _is_sinkhorn(matcher) else (jnp.zeros(1, dtype), False)
     zero = jnp.zeros(groups.num_treatments, dtype)
     place, slopes, weights = len(grid) - 1, (zero, zero), (zero, zero)
+    most = min(most, max(FEWEST, MOST_SCORES // (groups.num_treatments * u.shape[1])))
     thinned = thin(key_thin, groups, most)
     if bool(found.common):
         few = (u, v, groups) if thinned is None else (thinned.of_a(u), thinned.of_b(v), thinned.groups)

@@ -22,6 +22,7 @@ from psa_jax.types import Array, Float, Int, KeyArray, float_dtype, pytree
 SHARE, RIDGE, FOLDS = 0.5, 1.0, 5
 CONSTANT = 1e-6  # of a column's magnitude: rounding of single precision
 MOST_EVIDENCE, MOST_FEATURES, CHUNK = 400, 512, 1024
+MOST_SCORES = 2**27  # numbers of a modality, of which several copies are held
 _MATCHER = functools.partial(sinkhorn, eps=relative(0.2), tol=1e-2, max_iters=300, newton=0)
 
 
@@ -85,7 +86,8 @@ def refine(
     a function of the sample alone, for new ones too.
 
     Scores are kept as they are where `evidence` finds nothing common, and with more than 512 features (images, genes;
-    principal components are few enough), which a linear regression within treatments does not suit.
+    principal components are few enough), which a linear regression within treatments does not suit, or more than 2^27
+    scores (thousands of treatments), of which several copies would be held.
 
     Args:
         key: decides folds and samples.
@@ -124,7 +126,7 @@ def refine(
     some = thin(key_thin, groups, MOST_EVIDENCE)
     few = (u, v, groups) if some is None else (some.of_a(u), some.of_b(v), some.groups)
     found = evidence(key_evidence, few[0], few[1], together(few[2]))
-    wide = max(math.prod(side.shape[1:]) for side in (x, y)) > MOST_FEATURES
+    wide = max(math.prod(side.shape[1:]) for side in (x, y)) > MOST_FEATURES or max(u.size, v.size) > MOST_SCORES
     if wide or not bool(found.common):
         return Refined(u, v, None, None, found)
     with reading(("x", x), ("y", y)) as wait:

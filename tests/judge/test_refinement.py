@@ -1,5 +1,7 @@
 """Scores refined by the other modality's: better where something is common, untouched where nothing is."""
 
+import importlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -157,3 +159,12 @@ def test_features_that_are_read_are_projected_by_as_those_in_memory(devices):
     assert float(found[0].weight_a.max()) > 0
     np.testing.assert_allclose(found[1].weight_a, found[0].weight_a, atol=1e-3)
     np.testing.assert_allclose(found[1].slope_b, found[0].slope_b, atol=1e-3)
+
+
+def test_scores_of_thousands_of_treatments_are_not_refined(monkeypatch):
+    module = importlib.import_module("psa_jax.judge.refinement")
+    u, v, x, y, _ = problem()
+    monkeypatch.setattr(module, "MOST_SCORES", u.size - 1)
+    found = psa.refine(jax.random.key(0), u, v, x, y, GROUPS)
+    assert found.a is None
+    np.testing.assert_array_equal(found.u, u)
