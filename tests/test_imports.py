@@ -10,7 +10,7 @@ import pytest
 
 PACKAGE = pathlib.Path(__file__).parents[1] / "psa_jax"
 LEVELS = [  # low to high; those of one level may not import each other, but for the modules at the top of the package
-    ["types", "arguments", "progress", "devices", "processes"],
+    ["types", "arguments", "progress", "devices"],
     ["data"],
     ["propensity", "coupling"],
     ["match"],

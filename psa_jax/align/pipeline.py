@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from psa_jax.align.alignment import Alignment, AlignmentWarning
+from psa_jax.align.processes import check_same
 from psa_jax.arguments import checked
 from psa_jax.coupling.blocked import Blocked
 from psa_jax.coupling.coupling import Coupling
@@ -27,7 +28,6 @@ from psa_jax.match import sinkhorn
 from psa_jax.match.blockwise import blockwise
 from psa_jax.match.eot import MAX_ROUNDING
 from psa_jax.match.features import takes_features, with_features
-from psa_jax.processes import check_same
 from psa_jax.progress import Progress, watching
 from psa_jax.propensity.learn import Representation, classifier, learn, settled
 from psa_jax.propensity.learner import Learner, check_learner

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 import psa_jax
+from psa_jax.align.processes import join
 from psa_jax.cli import folders, jobs
 from psa_jax.cli.cells import QUICK, Fit, Wanted, cells
 from psa_jax.cli.errors import Commands
@@ -15,7 +16,6 @@ from psa_jax.cli.options import MOST, Debug, Force, Seed
 from psa_jax.cli.reading import Source, check_features, refuse, words_of
 from psa_jax.cli.running import run
 from psa_jax.cli.show import Show
-from psa_jax.processes import join
 from psa_jax.propensity import Learner
 
 app = typer.Typer(name="psa-jax", cls=Commands, add_completion=False, pretty_exceptions_enable=False)

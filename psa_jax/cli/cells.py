@@ -26,6 +26,7 @@ from psa_jax import io
 from psa_jax.align.alignment import Alignment
 from psa_jax.align.evaluate import evaluate
 from psa_jax.align.pipeline import align
+from psa_jax.align.processes import gathered
 from psa_jax.cli.folder import REFERENCES, Kept, controls, keep
 from psa_jax.cli.jobs import MATCHERS, epochs_of, make_matcher
 from psa_jax.cli.output import write_report
@@ -39,7 +40,6 @@ from psa_jax.devices import all_devices
 from psa_jax.io.impute import impute_from
 from psa_jax.judge.tune import tune
 from psa_jax.match import known_pairs
-from psa_jax.processes import gathered
 from psa_jax.propensity import Learner, Training, relative_to
 from psa_jax.types import KeyArray
 

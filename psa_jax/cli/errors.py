@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.text import Text
 from typer.core import TyperGroup
 
-from psa_jax.processes import leave
+from psa_jax.align.processes import leave
 
 FAILED, INTERRUPTED, LONGEST = 1, 130, 1000
 OPTIONS = (

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from problems import free_port
 
-from psa_jax.processes import ADDRESS, NUMBER, RANK
+from psa_jax.align.processes import ADDRESS, NUMBER, RANK
 
 OPTIONS = ["align", "cells.h5ad", "--treatment", "drug", "--quick", "--epochs", "2", "--mesh", "--output", "out"]
-PROGRAM = "import psa_jax.processes as p; p.PATIENCE = 6; from psa_jax.cli.start import main; main()"
+PROGRAM = "import psa_jax.align.processes as p; p.PATIENCE = 6; from psa_jax.cli.start import main; main()"
 COMMAND = [sys.executable, "-c", PROGRAM, *OPTIONS]
 
 
@@ -92,7 +92,7 @@ def test_a_process_that_fails_ends_the_other(tmp_path):
 
 
 def test_an_address_without_numbers_is_refused(monkeypatch):
-    from psa_jax.processes import join
+    from psa_jax.align.processes import join
 
     monkeypatch.setenv(ADDRESS, "localhost:1")
     monkeypatch.delenv(NUMBER, raising=False)
