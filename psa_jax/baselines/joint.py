@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from psa_jax.data.samples import Unpaired
-from psa_jax.propensity.fit import num_outputs
+from psa_jax.propensity.checks import num_outputs
 from psa_jax.propensity.loop import minimise
 from psa_jax.propensity.model import Model
 from psa_jax.propensity.nets import default_model

@@ -15,7 +15,7 @@ from psa_jax.arguments import checked
 from psa_jax.predict.losses import Law, Loss, Samples, draw_loss, exact_loss, targets
 from psa_jax.progress import Progress, watching
 from psa_jax.propensity.augment import as_tree
-from psa_jax.propensity.fit import num_outputs
+from psa_jax.propensity.checks import num_outputs
 from psa_jax.propensity.loop import Fitted, minimise
 from psa_jax.propensity.model import CHUNK, Model, logits
 from psa_jax.propensity.nets import default_model

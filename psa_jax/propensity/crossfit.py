@@ -15,7 +15,8 @@ from psa_jax.arguments import checked
 from psa_jax.data.source import Source, reading, some
 from psa_jax.devices import each_run
 from psa_jax.propensity.augment import in_turn
-from psa_jax.propensity.fit import check, train_one
+from psa_jax.propensity.checks import check
+from psa_jax.propensity.fit import train_one
 from psa_jax.propensity.loop import Fitted
 from psa_jax.propensity.model import Model, logits
 from psa_jax.propensity.training import Training, check_training

@@ -16,8 +16,9 @@ from psa_jax.progress import Watch
 from psa_jax.propensity.augment import as_tree
 from psa_jax.propensity.batches import augment_beside, batches_of, beside, log_prior_given, row_of
 from psa_jax.propensity.calibration import Calibration, calibration
+from psa_jax.propensity.checks import num_outputs
 from psa_jax.propensity.crossfit import crossfit_members
-from psa_jax.propensity.fit import fit_ensemble, num_outputs
+from psa_jax.propensity.fit import fit_ensemble
 from psa_jax.propensity.learner import Learner
 from psa_jax.propensity.loop import Fitted
 from psa_jax.propensity.model import Model, logits
