@@ -8,7 +8,6 @@ from benchmarks.tables import HERE
 
 RESULTS = HERE / "results"
 COLUMNS = ("the paper", "its recipe, run here", "ours", "best of the others", "class mean", "true pairs")
-OURS = ("PS", "PS+OT", "PS+OT, calibrated")
 RECIPE = {"OT": ("PS as published", "OT, eps 0.05"), "SNN": ("PS as published", "SNN")}
 ALIGNED = (  # the paper's row, its figure, its data here, the column, the aligner
     ("synthetic images, latent MSE, OT", 0.0316, "balls", "latent MSE", "OT"),

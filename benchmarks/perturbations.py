@@ -3,8 +3,9 @@
 Cells of modality b are predicted from cells of a by predictors that were trained through couplings of other cells, and
 compared with the observed test cells of b, treatment by treatment. In distribution, training had cells of all
 treatments. Out of distribution, those left out in turn are in no part of training: neither modality's cells of them
-are seen by classifiers, couplings, predictors or what selects these; a prediction uses the test cells' features of a
-alone. Writes `results/perturbations.json` and `PERTURBATIONS.md`.
+are seen by classifiers, couplings or predictors; a prediction uses the test cells' features of a alone. (Features are
+standardised over all cells of the data set, as in `benchmarks.cuts`.) Writes `results/perturbations.json` and
+`PERTURBATIONS.md`.
 """
 
 import argparse

@@ -13,7 +13,8 @@ compared with the observed test cells of b of the same treatment; distances are 
 
 - **seen**: training had cells of every treatment. **unseen**: each treatment is left out in turn (of more than twelve
   a quarter at a time) of everything: classifiers, couplings, predictors. What is used for it are the features of a of
-  its test cells, and nothing else. Of the treatments that stay as many cells are taken as the smallest has.
+  its test cells, and nothing else of the treatment but this: features are standardised over all cells of the data set,
+  test ones and those left out too. Of the treatments that stay as many cells are taken as the smallest has.
 - **coupling, loss**: what a predictor (two layers of 128, 30 epochs, nothing selected) was trained through. Without a
   loss: no model; what is known of b in the treatment itself, if it was seen, or in the treatment whose cells of a have
   the nearest mean, as that mean or as cells drawn there.
