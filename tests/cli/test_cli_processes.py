@@ -13,7 +13,12 @@ from problems import free_port
 from psa_jax.align.processes import ADDRESS, NUMBER, RANK
 
 OPTIONS = ["align", "cells.h5ad", "--treatment", "drug", "--quick", "--epochs", "2", "--mesh", "--output", "out"]
-PROGRAM = "import psa_jax.align.processes as p; p.PATIENCE = 6; from psa_jax.cli.start import main; main()"
+PROGRAM = """
+import importlib
+importlib.import_module("psa_jax.align.processes").PATIENCE = 6  # psa_jax.align itself is the function
+from psa_jax.cli.start import main
+main()
+"""
 COMMAND = [sys.executable, "-c", PROGRAM, *OPTIONS]
 
 
