@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import psa_jax as psa
-from psa_jax.judge.evidence import evidence
+from psa_jax.judge.evidence import _agreement, evidence
 
 KEY = jax.random.key(0)
 NUM, EACH, D = 8, 60, 9
@@ -71,3 +71,36 @@ def test_many_columns_are_drawn_from():
     mix = rng.normal(size=(3, 60))
     u, v = (centred(rng.normal(size=(t.size, 3)) @ mix + rng.normal(size=(t.size, 60))) for t in (T_A, T_B))
     assert evidence(KEY, u, v, GROUPS).found.all()
+
+
+def brute(x, y, used, orders):
+    """Agreement of the halves' cross-covariances, and the same with the held-out half of y reordered."""
+
+    def standardised(z, columns):
+        mine, held = z[:, columns], z[:, ~columns]
+        held = held - held.mean(1, keepdims=True)
+        return mine / mine.std(0), held / held.std(0)
+
+    found = []
+    for columns in used:
+        (x_mine, x_held), (y_mine, y_held) = standardised(x, columns), standardised(y, columns)
+        cross = x_mine.T @ x_held / len(x)
+        reach = y_mine @ cross
+        found.append([np.sum(reach * y_held[order]) / len(y) for order in orders])
+    return np.mean(found, axis=0)
+
+
+def test_agreement_and_its_deviation_are_those_of_random_pairings():
+    rng = np.random.default_rng(0)
+    mix = rng.normal(size=(3, D))
+    x, y = (rng.normal(size=(n, 3)) @ mix + rng.normal(size=(n, D)) for n in (50, 40))
+    x, y = x - x.mean(0), y - y.mean(0)
+    used = np.stack([rng.permutation(D) < D // 2 for _ in range(3)])
+    found = [x.T @ x / len(x), len(x), y.T @ y / len(y), len(y)]
+    s, deviation = _agreement(*(jnp.asarray(part, jnp.float32)[None] for part in found), jnp.asarray(used))
+    orders = [np.arange(40), *(rng.permutation(40) for _ in range(4000))]
+    of_b = brute(x, y, used, orders)
+    of_a = brute(y, x, used, [np.arange(50), *(rng.permutation(50) for _ in range(4000))])
+    np.testing.assert_allclose(s[0], of_b[0], rtol=1e-4)
+    np.testing.assert_allclose(s[0], of_a[0], rtol=1e-4)
+    np.testing.assert_allclose(deviation[0], max(of_a[1:].std(), of_b[1:].std()), rtol=0.05)
