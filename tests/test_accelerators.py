@@ -11,7 +11,7 @@ import pytest
 
 import psa_jax as psa
 from psa_jax.judge.agreement import held_out_agreement
-from psa_jax.judge.refinement import once
+from psa_jax.judge.slopes import folds_of, once
 from psa_jax.match.features import with_features
 from psa_jax.match.residual import gradient_residual
 
@@ -58,7 +58,7 @@ def asked(u, v):
 
 def judged(u, v):
     found = held_out_agreement(KEY, psa.sinkhorn, u, v, GROUPS, repeats=2)
-    return found, once(KEY, u, v, u, v, GROUPS)
+    return found, once(folds_of(KEY, u, v), u, v, u, v, GROUPS)
 
 
 def measured(u, v):

@@ -9,7 +9,8 @@ from psa_jax.judge.diagnosis import Diagnosis
 from psa_jax.judge.eps_sweep import EpsSweep
 from psa_jax.judge.evidence import Evidence
 from psa_jax.judge.projection import Projection, fit_projection
-from psa_jax.judge.refinement import Refined, Refinement, refine
+from psa_jax.judge.refinement import Refined, refine
+from psa_jax.judge.slopes import Refinement
 from psa_jax.judge.sweep import calibrated_coupling, select_eps
 from psa_jax.judge.tune import Tuned, tune
 

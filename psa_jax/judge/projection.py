@@ -16,18 +16,16 @@ from psa_jax.coupling.shrink import shrink
 from psa_jax.data.groups import Groups
 from psa_jax.judge.agreement import halves, hold, keep, treatments_of, within
 from psa_jax.judge.evidence import Evidence, evidence
-from psa_jax.judge.refinement import Refined, flat, once
-from psa_jax.judge.thin import thin, together
+from psa_jax.judge.refinement import Refined
+from psa_jax.judge.slopes import flat, folds_of, once
+from psa_jax.judge.thin import affordable, thin, together
 from psa_jax.match import Relative, relative, sinkhorn
 from psa_jax.match.blockwise import blockwise, split_settings
 from psa_jax.types import Array, Bool, Float, Int, KeyArray, float_dtype, pytree, static
 
 EPS, REPEATS, MOST, ENOUGH = (0.05, 0.1, 0.2, 0.4), 3, 200, 0.95
 MOST_EVIDENCE = 400  # which costs no match
-FEWEST, MOST_SCORES = (
-    16,
-    2**25,
-)  # of thousands of treatments fewer samples each: numbers, of which a dozen copies are held
+MOST_PAIRS = 2**21  # of all treatments
 LOOSE = {"tol": 1e-2, "max_iters": 300, "newton": 0}
 
 
@@ -115,7 +113,7 @@ def fit_projection(
             they are.
         eps: to choose from, in units of the spread of the costs.
         repeats: random halves, each used both ways.
-        most: samples of each treatment and modality to look at.
+        most: samples of each treatment and modality to look at; fewer of each of hundreds of treatments.
         refined: what `refine` made of these scores, to match by instead. Held-out scores stay those that were given,
             and every half is refined by itself: refined columns have seen all of the other modality's.
         features: of both modalities, as `refine` was given them.
@@ -138,7 +136,7 @@ def fit_projection(
     grid, strong = (jnp.asarray(eps, dtype), True) if _is_sinkhorn(matcher) else (jnp.zeros(1, dtype), False)
     zero = jnp.zeros(groups.num_treatments, dtype)
     place, slopes, weights = len(grid) - 1, (zero, zero), (zero, zero)
-    most = min(most, max(FEWEST, MOST_SCORES // (groups.num_treatments * u.shape[1])))
+    most = affordable(groups, most, MOST_PAIRS)
     thinned = thin(key_thin, groups, most)
     if bool(found.common):
         few = (u, v, groups) if thinned is None else (thinned.of_a(u), thinned.of_b(v), thinned.groups)
@@ -180,32 +178,30 @@ def _moments(
         sides = keep(u, used), keep(v, used)
         if by is None:
             return sides
-        (first, _), (second, _) = once(by[0], *sides, by[1], by[2], groups)
-        return keep(first, used), keep(second, used)
+        first, second = once(folds_of(by[0], u, v), *sides, by[1], by[2], groups)
+        return keep(first.scores, used), keep(second.scores, used)
 
-    halved = jax.lax.map(known, used)
+    def half(total: Any, used: Array) -> tuple[Any, None]:
+        sides, own = known(used), [within(hold(x, ~used), t, groups) for x, t in ((u, t_a), (v, t_b))]
 
-    def at(number: Array) -> tuple[Array, Array]:
-        settings = {**matcher.keywords, "eps": Relative(number)} if strong else matcher.keywords
-        match = blockwise(jax.tree_util.Partial(matcher.func, *matcher.args, **settings))
-
-        def half(args: Any) -> tuple[Array, Array]:
-            used, (first, second) = args
-            coupling = match(first, second, groups)
-            own = [within(hold(x, ~used), t, groups) for x, t in ((u, t_a), (v, t_b))]
+        def at(number: Array) -> Any:
+            settings = {**matcher.keywords, "eps": Relative(number)} if strong else matcher.keywords
+            coupling = blockwise(jax.tree_util.Partial(matcher.func, *matcher.args, **settings))(*sides, groups)
             projected = [
                 within(law.apply(other), t, groups)
                 for law, other, t in ((coupling, own[1], t_a), (coupling.T, own[0], t_b))
             ]
-            return tuple(
+            return [
                 jnp.stack([jnp.sum(x * y, 1), jnp.sum(y * y, 1), jnp.sum(x * x, 1)], 1)
                 for x, y in zip(own, projected, strict=True)
-            )  # pyright: ignore[reportReturnType]
+            ]
 
-        sums = [side.sum(0) for side in jax.lax.map(half, (used, halved))]
-        return tuple(_by_treatment(x, t, groups) for x, t in zip(sums, (t_a, t_b), strict=True))  # pyright: ignore
+        return jax.tree.map(jnp.add, total, jax.lax.map(at, eps)), None
 
-    return jax.lax.map(at, eps)
+    empty = [jnp.zeros((eps.shape[0], x.shape[0], 3), x.dtype) for x in (u, v)]
+    sums = jax.lax.scan(half, empty, used)[0]  # one half's scores are held at a time
+    moments = [jax.vmap(lambda x, t=t: _by_treatment(x, t, groups))(x) for x, t in zip(sums, (t_a, t_b), strict=True)]
+    return moments[0], moments[1]
 
 
 def _by_treatment(sums: Float[Array, "n 3"], t: Int[Array, " n"], groups: Groups) -> Float[Array, "T 4"]:

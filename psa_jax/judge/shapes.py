@@ -10,7 +10,7 @@ import numpy as np
 from psa_jax.data.groups import Groups
 from psa_jax.judge.agreement import correlation, halves, hold, keep, treatments_of, within
 from psa_jax.judge.evidence import evidence
-from psa_jax.judge.refinement import flat
+from psa_jax.judge.slopes import flat
 from psa_jax.judge.thin import thin, together
 from psa_jax.match import fused_gromov_wasserstein, relative
 from psa_jax.match.blockwise import blockwise

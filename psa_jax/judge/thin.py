@@ -1,5 +1,6 @@
 """At most so many samples of each treatment: criteria are averages, which need not see every sample."""
 
+import math
 from typing import Any
 
 import jax
@@ -9,7 +10,7 @@ from psa_jax.data.groups import Bucket, Groups
 from psa_jax.data.source import Source
 from psa_jax.types import Array, Int, KeyArray, pytree
 
-MOST = 500
+MOST, FEWEST = 500, 16
 MOST_PADDED = 2**21  # entries of all stored problems together
 
 
@@ -72,6 +73,15 @@ def thin(key: KeyArray, groups: Groups, most: int) -> Thinned | None:
             first[side] += each.size
         buckets.append(Bucket(renamed[0], renamed[1], treatment))
     return Thinned(Groups(tuple(buckets), sizes[0], sizes[1], (rows.size, cols.size)), rows, cols)
+
+
+def affordable(groups: Groups, most: int, pairs: int) -> int:
+    """So many samples of each treatment, at most, that of all treatments there are about `pairs` of them; at least 16.
+
+    On the host, from shapes.
+    """
+    number = sum(bucket.treatment.shape[0] for bucket in groups.buckets)
+    return min(most, max(FEWEST, math.isqrt(pairs // max(1, number))))
 
 
 def together(groups: Groups) -> Groups:

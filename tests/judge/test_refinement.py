@@ -11,6 +11,7 @@ from test_evidence import GROUPS, KEY, NUM, T_A, T_B
 
 import psa_jax as psa
 from psa_jax.judge.projection import fit_projection
+from psa_jax.judge.slopes import applied, folds_of, once
 
 ROWS = {code: (np.flatnonzero(code == T_A), np.flatnonzero(code == T_B)) for code in range(NUM)}
 PAIR = np.empty(T_A.size, int)
@@ -133,7 +134,7 @@ def test_other_samples_are_refused():
 
 
 def test_features_that_are_read_refine_as_those_in_memory(monkeypatch):
-    monkeypatch.setattr("psa_jax.judge.refinement.CHUNK", 100)
+    monkeypatch.setattr("psa_jax.judge.slopes.CHUNK", 100)
     u, v, x, y, _ = problem()
     images = jnp.stack([y, jnp.ones_like(y)], axis=2)
     found = psa.refine(KEY, u, v, x, images, GROUPS)
@@ -161,10 +162,24 @@ def test_features_that_are_read_are_projected_by_as_those_in_memory(devices):
     np.testing.assert_allclose(found[1].slope_b, found[0].slope_b, atol=1e-3)
 
 
-def test_scores_of_thousands_of_treatments_are_not_refined(monkeypatch):
+@pytest.mark.parametrize("read", [False, True], ids=["arrays", "sources"])
+def test_what_is_learnt_of_some_samples_refines_all(monkeypatch, read):
     module = importlib.import_module("psa_jax.judge.refinement")
     u, v, x, y, _ = problem()
-    monkeypatch.setattr(module, "MOST_SCORES", u.size - 1)
-    found = psa.refine(jax.random.key(0), u, v, x, y, GROUPS)
-    assert found.a is None
-    np.testing.assert_array_equal(found.u, u)
+    if read:
+        x, y = (psa.source(np.asarray(side)) for side in (x, y))
+    whole = psa.refine(KEY, u, v, x, y, GROUPS)
+    monkeypatch.setattr(module, "MOST", 40)
+    found = psa.refine(KEY, u, v, x, y, GROUPS)
+    assert found.u.shape == u.shape
+    np.testing.assert_allclose(found.a.slope, whole.a.slope, atol=0.2 * float(jnp.abs(whole.a.slope).max()))
+    assert float(jnp.mean((found.u - whole.u) ** 2)) < 0.2 * float(jnp.mean((u - whole.u) ** 2))
+
+
+def test_folds_refine_what_they_were_not_learnt_of():
+    u, v, x, y, _ = problem()
+    folds = folds_of(KEY, u, v)
+    for side, fold, scores, features in zip(once(folds, u, v, x, y, GROUPS), folds, (u, v), (x, y), strict=True):
+        np.testing.assert_allclose(applied(side.each, fold, scores, features), side.scores, atol=1e-4)
+        assert float(jnp.abs(side.each.slope[0] - side.each.slope[1]).max()) > 0
+        np.testing.assert_allclose(side.each.slope.mean(0), side.final.slope, atol=1e-5)
