@@ -26,7 +26,7 @@ from psa_jax.data.groups import Groups
 from psa_jax.data.source import Source, reading
 from psa_jax.data.strata import Strata
 from psa_jax.judge.projection import Projection
-from psa_jax.judge.refinement import Refinement
+from psa_jax.judge.slopes import Refinement
 from psa_jax.judge.verdict import verdict
 from psa_jax.match.extend import extend
 from psa_jax.metrics.pairs import project
@@ -50,8 +50,8 @@ class Alignment:
     Attributes:
         coupling: which column each row may belong to; ask it (`apply`, `sample`, `T`, `info`, ...).
         groups: the plan of which treatments were matched.
-        scores_a: propensity scores `[n, d]` of modality a, d the number of treatments both modalities have, refined by
-            those of modality b where `refined_a` says so.
+        scores_a: propensity scores `[n, d]` of modality a, refined by those of modality b where `refined_a` says so; d
+            treatments that both modalities have, or components of those of many (`scorer_a.components`).
         scores_b: propensity scores `[m, d]` of modality b.
         fitted_a: the classifier of modality a; every leaf has leading axes `[members]` and, without a query, `[folds]`.
         fitted_b: the classifier of modality b.
@@ -285,8 +285,10 @@ class Alignment:
         return f"<table><caption>{html.escape(head[1])}</caption>{rows}</table>"
 
     def _facts(self) -> list[tuple[str, str]]:
-        weights = [None if scorer is None else scorer.weights for scorer in (self.scorer_a, self.scorer_b)]
-        sides = (self.fitted_a, self.calibration_a, weights[0]), (self.fitted_b, self.calibration_b, weights[1])
+        sides = (
+            (self.fitted_a, self.calibration_a, self.scorer_a),
+            (self.fitted_b, self.calibration_b, self.scorer_b),
+        )
         return facts(self.coupling, self.groups, sides, self.names, self.strata) + self.verdict()
 
 

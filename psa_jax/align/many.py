@@ -17,8 +17,9 @@ from psa_jax.data.samples import Modality, Unpaired, on_host
 from psa_jax.match import sinkhorn
 from psa_jax.match.blockwise import blockwise
 from psa_jax.progress import Progress, watching
-from psa_jax.propensity.learn import Representation, classifier, learn, settled
+from psa_jax.propensity.learn import classifier, learn, rows_to_look_at
 from psa_jax.propensity.learner import Learner, check_learner
+from psa_jax.propensity.representation import Representation, finished
 from psa_jax.types import KeyArray, pytree, static
 
 
@@ -143,15 +144,14 @@ def align_many(
     check_matcher(matcher, int(shared.size))
     for place, side in enumerate(sides):
         classifier(str(place), side, num_treatments, settings[place])
+    labels = [side.t for side in sides]
+    rows = rows_to_look_at(jax.random.fold_in(key, number + 1), labels, settings, num_treatments, int(shared.size))
     with watching(progress) as watch:
-        found = settled(
-            [
-                learn(
-                    jax.random.fold_in(key, place), str(place), side, num_treatments, shared, settings[place], watch
-                ).represent()
-                for place, side in enumerate(sides)
-            ]
-        )
+        learnt = [
+            learn(jax.random.fold_in(key, place), str(place), side, num_treatments, shared, how, watch, rows=few)
+            for place, (side, how, few) in enumerate(zip(sides, settings, rows, strict=True))
+        ]
+        found = finished(jax.random.fold_in(key, number), learnt, [one.represent() for one in learnt], labels)
         couplings, plans = [], []
         watch.begin("matching", number - 1)
         for place, side in enumerate(sides):

@@ -1,5 +1,6 @@
 """The whole thing: from unpaired data to a coupling."""
 
+import os
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +12,7 @@ from jax.sharding import Mesh
 
 from psa_jax.align.alignment import Alignment, AlignmentWarning
 from psa_jax.align.processes import check_same
+from psa_jax.align.resume import kept_in
 from psa_jax.arguments import checked
 from psa_jax.coupling.blocked import Blocked
 from psa_jax.coupling.coupling import Coupling
@@ -29,8 +31,10 @@ from psa_jax.match.blockwise import blockwise
 from psa_jax.match.eot import MAX_ROUNDING
 from psa_jax.match.features import takes_features, with_features
 from psa_jax.progress import Progress, watching
-from psa_jax.propensity.learn import Representation, classifier, learn, settled
+from psa_jax.propensity.learn import classifier, learn, rows_to_look_at
 from psa_jax.propensity.learner import Learner, check_learner
+from psa_jax.propensity.representation import Representation, finished
+from psa_jax.propensity.task import Task
 from psa_jax.types import Array, KeyArray
 
 VALID_SHARE = 0.2
@@ -47,6 +51,7 @@ def align(
     b: Learner | None = None,
     matcher: Callable[..., Coupling] = sinkhorn,
     mesh: Mesh | None = None,
+    resume: str | os.PathLike[str] | None = None,
     progress: Progress = False,
 ) -> Alignment:
     """Aligns two unpaired modalities: fits a classifier of the treatment to each, scores, matches within treatments.
@@ -77,6 +82,8 @@ def align(
             distance within treatments, none from a `psa.source`; `project` then goes by transport of the scores.
         mesh: devices to use: classifiers (members times folds) and treatments are spread over them, see `blockwise`.
             The same key gives the same result up to rounding on any mesh. Of several processes each calls this alike.
+        resume: a folder, made where there is none, in which finished classifiers are kept. Those that are there of the
+            same key, data, settings and version of JAX are not trained again; others are replaced.
         progress: True draws a bar (needs rich); a function is called with every `psa_jax.progress.Step`.
 
     Returns:
@@ -130,6 +137,10 @@ def align(
     taught, valid = data.taught, None if valid is None else valid.taught
     for name, learner in learners.items():  # what does not fit b is better known before a is learnt
         classifier(name, getattr(taught, name), taught.num_treatments, learner)
+    labels = aligned.a.t, aligned.b.t
+    number = taught.num_treatments, int(shared.size)
+    rows = rows_to_look_at(jax.random.fold_in(key, 6), labels, list(learners.values()), *number)
+    stage = Task.train if resume is None else kept_in(resume)
     with watching(progress) as watch:
         learnt = [
             learn(
@@ -142,19 +153,22 @@ def align(
                 watch,
                 target=None if query is None else getattr(query, name),
                 valid=None if valid is None else getattr(valid, name),
+                rows=few,
+                stage=stage,
                 mesh=mesh,
             )
-            for name, k in (("a", key_a), ("b", key_b))
+            for name, k, few in (("a", key_a, rows[0]), ("b", key_b, rows[1]))
         ]
-        groups = group(aligned.a.t, aligned.b.t, aligned.num_treatments)
+        groups = group(*labels, aligned.num_treatments)
+        looked = groups if rows[0] is None else group(labels[0][rows[0]], labels[1][rows[1]], aligned.num_treatments)
         sides, kinds = [one.represent() for one in learnt], (learnt[0].kinds, learnt[1].kinds)
         members, settle = [side.member_scores for side in sides], all(one.scorer.is_open for one in learnt)
-        weights = members_that_count(jax.random.fold_in(key, 5), members[0], members[1], kinds, groups, settle=settle)
+        weights = members_that_count(jax.random.fold_in(key, 5), members[0], members[1], kinds, looked, settle=settle)
         sides = [
             side if weight is None else one.represent(weight)
             for one, side, weight in zip(learnt, sides, weights, strict=True)
         ]
-        side_a, side_b = settled(sides)
+        side_a, side_b = finished(jax.random.fold_in(key, 7), learnt, sides, labels)
         watch.begin("refinement", 1)
         features = aligned.a.x, aligned.b.x
         read = [(f"modality {name}: x", x) for name, x in zip("ab", features, strict=True)]

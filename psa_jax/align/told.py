@@ -17,7 +17,7 @@ SHOWN = 8
 def facts(
     coupling: Any, groups: Groups, sides: Any, names: tuple[str, ...] | None, strata: Strata | None
 ) -> list[tuple[str, str]]:
-    """Names and texts of what there is to say, the headline first; `sides` are classifiers, calibration and weights."""
+    """Names and texts of what there is to say, the headline first; `sides` are classifiers, calibration and scorers."""
     n, m = groups.shape
     size = f"{groups.num_treatments} treatments"
     if strata is not None:
@@ -39,7 +39,8 @@ def facts(
         if known(converged) and np.ndim(converged):
             bad = np.flatnonzero((a > 0) & (b > 0) & ~np.asarray(converged))
             told += [("not converged", listed(bad, names, SHOWN))] if bad.size else []
-    for side, (fitted, found, weights) in zip("ab", sides, strict=True):
+    for side, (fitted, found, scorer) in zip("ab", sides, strict=True):
+        weights, kept = (None, None) if scorer is None else (scorer.weights, scorer.components)
         if isinstance(fitted, Fitted) and isinstance(found, Calibration):
             runs = " x ".join(map(str, fitted.history.best_epoch.shape)) or "1"
             text = f"{runs} runs"
@@ -50,4 +51,8 @@ def facts(
                 measured["temperature"] = found.temperature
                 text += "".join(f", {name} {float(value):.3g}" for name, value in measured.items())
             told.append((f"classifiers of {side}", text))
+        if kept is not None and known(kept.kept):
+            d, r = kept.basis.shape
+            text = f"{r} components of {d} columns, with {100 * float(kept.kept):.1f} % of what varies in treatments"
+            told.append((f"scores of {side}", text))
     return told

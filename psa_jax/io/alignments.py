@@ -20,11 +20,12 @@ from psa_jax.io.archive import check_version, fitted_in, pack, read_leaves, read
 from psa_jax.io.described import describe, today
 from psa_jax.judge.evidence import Evidence
 from psa_jax.judge.projection import Projection
-from psa_jax.judge.refinement import Refinement
+from psa_jax.judge.slopes import Refinement
 from psa_jax.match import sinkhorn
 from psa_jax.match.blockwise import blockwise
 from psa_jax.propensity.augment import as_tree
 from psa_jax.propensity.calibration import Calibration
+from psa_jax.propensity.components import Components
 from psa_jax.propensity.loop import Fitted, History
 from psa_jax.propensity.model import Model
 from psa_jax.propensity.nets import default_model
@@ -184,6 +185,9 @@ def _like(
             like(f"{place}.temperature", ()), prior, like(f"{place}.treatments"), as_tree(used), features,
             meta[f"dtype_{side}"], model, seen,
             like(f"{place}.weights", axes_of(side)[:1]) if f"{place}.weights" in leaves else None,
+            Components(like(f"{place}.components.basis"), like(f"{place}.components.kept", ()))
+            if f"{place}.components.basis" in leaves
+            else None,
         )  # fmt: skip
 
     def calibration(side: str) -> Calibration:

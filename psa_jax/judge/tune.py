@@ -19,8 +19,9 @@ from psa_jax.judge.thin import thin, together
 from psa_jax.match import fused_gromov_wasserstein, relative, sinkhorn
 from psa_jax.progress import Progress, Watch, watching
 from psa_jax.propensity.augment import SMOOTHINGS
-from psa_jax.propensity.learn import Representation, learn, settled
+from psa_jax.propensity.learn import learn, rows_to_look_at
 from psa_jax.propensity.learner import Learner, check_learner
+from psa_jax.propensity.representation import finished
 from psa_jax.types import Array, KeyArray
 
 MOST_SAMPLES, MOST, FOLDS, MEMBERS = 6000, 200, 3, 2
@@ -189,15 +190,18 @@ def _scores(
     key: KeyArray, data: Unpaired, shared: np.ndarray, learners: Any, change: Any, watch: Watch
 ) -> tuple[Array, Array]:
     """Scores of both modalities, of the learners as they are or with another smoothing, with few members and folds."""
-    sides: list[Representation] = []
-    for name, learner, k in zip("ab", learners, jax.random.split(key), strict=True):
+    tried = []
+    for learner in learners:
         several = len(learner.augment) if isinstance(learner.augment, tuple) else MEMBERS
-        tried = dataclasses.replace(learner, members=several, folds=FOLDS)
-        if change is not None:
-            tried = dataclasses.replace(tried, augment=change[0], members=MEMBERS)
-        learnt = learn(k, name, getattr(data, name), data.num_treatments, shared, tried, watch)
-        sides.append(learnt.represent())
-    first, second = settled(sides)
+        few = dataclasses.replace(learner, members=several, folds=FOLDS)
+        tried.append(few if change is None else dataclasses.replace(few, augment=change[0], members=MEMBERS))
+    labels, number = (data.a.t, data.b.t), (data.num_treatments, int(shared.size))
+    rows = rows_to_look_at(jax.random.fold_in(key, 2), labels, tried, *number)
+    learnt = [
+        learn(k, name, getattr(data, name), data.num_treatments, shared, how, watch, rows=few)
+        for name, how, k, few in zip("ab", tried, jax.random.split(key), rows, strict=True)
+    ]
+    first, second = finished(jax.random.fold_in(key, 3), learnt, [one.represent() for one in learnt], labels)
     return first.scores, second.scores
 
 

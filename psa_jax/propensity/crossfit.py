@@ -101,17 +101,64 @@ def crossfit_members(
     mesh: Mesh | None = None,
 ) -> tuple[Float[Array, "members n K"], Int[Array, "members n"], Fitted]:
     """`crossfit` of several keys `[members]`, which take the augments in turn, as one program."""
+    pairs = [jax.random.split(key) for key in keys]
+    dealt, x, t = _dealt([key for key, _ in pairs], model, x, t, folds, training, class_weights)
+    settings: Any = {"model": model, "training": training, "on_epoch": on_epoch, "mesh": mesh}
+    out, fitted = _fitted([key for _, key in pairs], dealt, x, t, augment, class_weights, scored=True, **settings)
+    return out, jnp.asarray(np.stack([fold for fold, _ in dealt]), jnp.int32), fitted
+
+
+def fit_folds(
+    keys: Any,
+    model: Model,
+    x: Any,
+    t: Any,
+    folds: int,
+    training: Training,
+    augment: Any,
+    on_epoch: Callable[..., None] | None,
+    mesh: Mesh | None = None,
+) -> tuple[np.ndarray, Fitted]:
+    """The classifiers of `crossfit_members`, without logits, and the fold `[n]` of each sample: all members deal alike,
+    so that what a sample's classifiers say can be averaged before all is known."""
+    pairs = [jax.random.split(key) for key in keys]
+    dealt, x, t = _dealt([pairs[0][0]], model, x, t, folds, training, None)
+    settings: Any = {"model": model, "training": training, "on_epoch": on_epoch, "mesh": mesh}
+    dealt = dealt * keys.shape[0]
+    _, fitted = _fitted([key for _, key in pairs], dealt, x, t, augment, None, scored=False, **settings)
+    return dealt[0][0], fitted
+
+
+def _dealt(
+    keys: Any, model: Model, x: Any, t: Any, folds: int, training: Training, class_weights: Any
+) -> tuple[list[tuple[np.ndarray, tuple[np.ndarray, ...]]], Any, Any]:
+    """Folds of each key, of features and labels that were checked."""
     judged = dataclasses.replace(check_training(training), patience=None)  # by folds, not by data that are given
     x, t, _ = check(model, x, t, None, class_weights, judged)
     if isinstance(t, Tracer):
         raise ValueError("t: expected labels on the host, got traced ones (call crossfit outside of jit)")
     if folds < 3 or folds > t.size:
         raise ValueError(f"folds: expected at least 3 and at most n = {t.size}, got {folds}")
-    members = keys.shape[0]
-    pairs = [jax.random.split(key) for key in keys]
-    dealt = [_deal(key_folds, np.asarray(t), folds) for key_folds, _ in pairs]
-    out, fitted = _crossfit(
-        jnp.stack([jax.random.split(key_fit, folds) for _, key_fit in pairs]),
+    return [_deal(key, np.asarray(t), folds) for key in keys], x, t
+
+
+def _fitted(
+    keys: Any,
+    dealt: Any,
+    x: Any,
+    t: Any,
+    augment: Any,
+    class_weights: Any,
+    *,
+    model: Model,
+    training: Training,
+    on_epoch: Callable[..., None] | None,
+    mesh: Mesh | None,
+    scored: bool,
+) -> tuple[Any, Fitted]:
+    members, folds = len(dealt), dealt[0][1][0].shape[0]
+    return _crossfit(
+        jnp.stack([jax.random.split(key, folds) for key in keys]),
         tuple(np.stack(part) for part in zip(*(ids for _, ids in dealt), strict=True)),
         x,
         t,
@@ -122,11 +169,11 @@ def crossfit_members(
         on_epoch=on_epoch,
         vectorize=jax.default_backend() != "cpu" and members * folds * x.nbytes <= VECTORIZE_BYTES,
         mesh=mesh,
+        scored=scored,
     )
-    return out, jnp.asarray(np.stack([fold for fold, _ in dealt]), jnp.int32), fitted
 
 
-@functools.partial(jax.jit, static_argnames=("model", "training", "on_epoch", "vectorize", "mesh"))
+@functools.partial(jax.jit, static_argnames=("model", "training", "on_epoch", "vectorize", "mesh", "scored"))
 def _crossfit(
     keys: Any,
     ids: Any,
@@ -140,15 +187,16 @@ def _crossfit(
     on_epoch: Callable[..., None] | None,
     vectorize: bool,
     mesh: Mesh | None,
-) -> tuple[Array, Fitted]:
+    scored: bool,
+) -> tuple[Array | None, Fitted]:
     members, folds = keys.shape
 
-    def one(shared: Any, args: Any) -> tuple[Array, Fitted]:
+    def one(shared: Any, args: Any) -> tuple[Array | None, Fitted]:
         x, t, weights = shared
-        key, (train, valid, scored), place, augment = args
+        key, (train, valid, own), place, augment = args
         held_out, names = (some(x, valid), t[valid]), {"member": place // folds, "fold": place % folds}
         fitted = train_one(key, some(x, train), t[train], held_out, augment, weights, names, model, training, on_epoch)
-        return logits(model, fitted.params, some(x, jnp.minimum(scored, t.size - 1))), fitted
+        return logits(model, fitted.params, some(x, jnp.minimum(own, t.size - 1))) if scored else None, fitted
 
     flat, each = (
         jax.tree.map(shape, tree) for tree, shape in ((ids, _flat), (augments, lambda x: jnp.repeat(x, folds, 0)))
@@ -156,6 +204,8 @@ def _crossfit(
     args = (keys.reshape(-1), flat, jnp.arange(members * folds), each)
     done = each_run(one, (x, t, weights), args, mesh=mesh, together=vectorize)
     out, fitted = jax.tree.map(lambda leaf: leaf.reshape(members, folds, *leaf.shape[1:]), done)
+    if not scored:
+        return None, fitted
     empty = jnp.zeros((t.size, out.shape[-1]), out.dtype)
     return jax.vmap(lambda own, out: empty.at[own].set(out, mode="drop"))(ids[2], out), fitted
 

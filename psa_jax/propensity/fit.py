@@ -17,7 +17,7 @@ from psa_jax.devices import check_mesh, each_run
 from psa_jax.propensity.augment import as_tree, in_turn
 from psa_jax.propensity.checks import check
 from psa_jax.propensity.loop import Fitted, minimise
-from psa_jax.propensity.model import CHUNK, Model, initial, logits
+from psa_jax.propensity.model import CHUNK, Model, initial
 from psa_jax.propensity.training import Training
 from psa_jax.types import Array, Augment, Float, Int, KeyArray, PyTree
 
@@ -207,10 +207,11 @@ def train_one(
         x_valid = map_parts(smooth, x_valid, CHUNK)
 
     def valid_loss(params: PyTree) -> Array:
-        if not isinstance(x_valid, Source):
-            return mean(*losses(logits(model, params, x_valid), t_valid))
-        out = map_parts(lambda *part: model.apply(params, smooth(*part), train=False, key=None)[0], x_valid, CHUNK)
-        return mean(*losses(out, t_valid))
+        def part(ids: Array, rows: Array) -> tuple[Array, Array]:
+            rows = smooth(ids, rows) if isinstance(x_valid, Source) else rows
+            return losses(model.apply(params, rows, train=False, key=None)[0], t_valid[ids])
+
+        return mean(*map_parts(part, x_valid, CHUNK))  # no logits of all samples are held
 
     return minimise(
         key_loop,

@@ -31,6 +31,10 @@ class Learner:
             control. It should be the same for both modalities.
         divide_prior: subtract the log treatment frequencies from the logits, so that scores do not depend on how often
             a treatment was given. It should be the same for both modalities.
+        components: the most columns that scores have, at least 8. With more treatments than that scores are made of a
+            part of the samples first; then of all of them, a few at a time, and only so many principal components of
+            what varies within treatments are kept, in both modalities the same (`Scorer.components` tells what share
+            of it that is). It should be the same for both modalities.
 
     Raises:
         ValueError: members or folds that are no such numbers, functions that are none.
@@ -49,6 +53,7 @@ class Learner:
     folds: int = 5
     transform: Callable[[Any], Any] = TEMPERED
     divide_prior: bool = True
+    components: int = 128
 
     def __repr__(self) -> str:
         """What differs from the default."""
@@ -57,7 +62,7 @@ class Learner:
 
     def __post_init__(self) -> None:
         check_training(self.training)
-        for name, least in (("members", 1), ("folds", 3)):
+        for name, least in (("members", 1), ("folds", 3), ("components", 8)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | np.integer):
                 raise ValueError(f"{name}: expected an integer of at least {least}, got {value!r}")

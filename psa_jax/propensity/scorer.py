@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from psa_jax.data.source import Source
+from psa_jax.data.source import Source, map_parts
 from psa_jax.propensity.batches import beside, row_of
-from psa_jax.propensity.model import Model, logits
+from psa_jax.propensity.components import Components
+from psa_jax.propensity.model import CHUNK, Model
 from psa_jax.propensity.scores import RelativeTo, Tempered, from_logits
 from psa_jax.types import Array, Float, Int, PyTree, pytree, static
 
@@ -31,6 +32,7 @@ class Scorer:
         batches: `[B]` codes of the batches that the classifier has seen, or None. Samples of any other, or of none that
             is known, are scored without one, by the overall frequencies.
         weights: `[members]` how much each classifier counts (all its folds alike), or None: all count alike.
+        components: what is kept of the scores of many treatments, or None: every one has a column.
     """
 
     temperature: Float[Array, ""]
@@ -42,6 +44,7 @@ class Scorer:
     model: Model = static()
     batches: Int[Array, " B"] | None = None
     weights: Float[Array, " members"] | None = None
+    components: Components | None = None
 
     @property
     def is_open(self) -> bool:
@@ -50,7 +53,7 @@ class Scorer:
 
     @property
     def columns(self) -> np.ndarray:
-        """The treatments that scores have a column of: those that are kept, without a control they are relative to."""
+        """The treatments that scores are of: those that are kept, without a control they are relative to."""
         kept = np.asarray(self.treatments)
         return kept[kept != np.asarray(self.transform.code)] if isinstance(self.transform, RelativeTo) else kept
 
@@ -59,37 +62,46 @@ class Scorer:
         prior = self.log_prior
         if self.batches is not None and prior is not None:
             prior = prior[row_of(batch, self.batches, out.shape[0])]
-        return from_logits(
+        scores = from_logits(
             out,
             temperature=self.temperature,
             log_prior=prior,
             transform=self.transform,
             treatments=self.treatments,
         )
+        return scores if self.components is None else self.components(scores)
 
     @functools.partial(jax.jit, static_argnames="axes")
     def score(
         self, params: PyTree, x: Float[Array, "n ..."] | Source, axes: int, batch: Int[Array, " n"] | None = None
     ) -> Float[Array, "n d"]:
         """Scores of samples by the mean logits of classifiers, whose `params` have `axes` leading axes."""
-        return self.convert(self._logits(params, x, axes, batch), batch)
+        return self._each(params, x, axes, batch, self.convert)
 
     @functools.partial(jax.jit, static_argnames="axes")
     def propensities(
         self, params: PyTree, x: Float[Array, "n ..."] | Source, axes: int, batch: Int[Array, " n"] | None = None
     ) -> Float[Array, "n d"]:
         """Calibrated probabilities of the treatments that are kept, given that it is one of them; as `score`."""
-        found = self._logits(params, x, axes, batch)
-        return jax.nn.softmax(found[:, self.treatments] / self.temperature.astype(found.dtype))
 
-    def _logits(self, params: PyTree, x: Array | Source, axes: int, batch: Array | None) -> Array:
+        def convert(out: Array, _: Array | None) -> Array:
+            return jax.nn.softmax(out[:, self.treatments] / self.temperature.astype(out.dtype))
+
+        return self._each(params, x, axes, batch, convert)
+
+    def _each(self, params: PyTree, x: Array | Source, axes: int, batch: Array | None, convert: Any) -> Array:
+        """`convert(logits [k, K], batch [k])` of the mean logits of all classifiers, a few samples at a time."""
         if x.shape[1:] != self.features:
             raise ValueError(f"x: expected features {self.features}, got {x.shape[1:]}")
-        x = beside(x, batch, self.batches)
         params = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[axes:]), params)
-        found = jax.lax.map(lambda one: logits(self.model, one, x), params)
-        weights = self.weights
-        return averaged(found, None if weights is None else jnp.repeat(weights, found.shape[0] // weights.shape[0]))
+        number, weights = jax.tree.leaves(params)[0].shape[0], self.weights
+        weights = None if weights is None else jnp.repeat(weights, number // weights.shape[0])
+
+        def part(ids: Array, rows: Array) -> Array:
+            found = jax.lax.map(lambda one: self.model.apply(one, rows, train=False, key=None)[0], params)
+            return convert(averaged(found, weights), None if batch is None else batch[ids])
+
+        return map_parts(part, beside(x, batch, self.batches), CHUNK)
 
 
 def averaged(members: Float[Array, "members n K"], weights: Float[Array, " members"] | None) -> Float[Array, "n K"]:
