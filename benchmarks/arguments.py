@@ -49,7 +49,8 @@ def calls():
     loop = {"eps": 0.1, "tol": 0.1, "max_iters": 3}
     seen = {"matcher": psa.sinkhorn, "progress": False}
     return {
-        "align": {"key": KEY, "data": data, "query": None, "valid": None, "a": QUICK, "b": QUICK, "mesh": None} | seen,
+        "align": {"key": KEY, "data": data, "query": None, "valid": None, "a": QUICK, "b": QUICK, **seen}
+        | {"mesh": None, "resume": None},
         "align_many": {"key": KEY, "modalities": [data.a, data.b], "num_treatments": K, "reference": 0, **seen}
         | {"learners": QUICK, "names": None},
         "assignment": pair | {"cost": psa.euclidean},
@@ -148,12 +149,13 @@ def calls():
 
 FUNCTIONS = [name for name in psa.__all__ if callable(getattr(psa, name)) and not inspect.isclass(getattr(psa, name))]
 
-FREE = {  # what these may be is not for us to say: trees of parameters, or whatever the function they go to takes
+FREE = {  # what these may be is not for us to say: trees of parameters, whatever the function they go to takes
     ("predict", "params"),
     ("propensity", "params"),
     ("class_mean", "u"),
     ("class_mean", "v"),
     ("source", "rows"),
+    ("align", "resume"),  # a folder of any name
 }
 
 CALLED = ("on_epoch", "progress", "augment")

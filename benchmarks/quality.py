@@ -9,6 +9,7 @@ import argparse
 import concurrent.futures
 import fcntl
 import functools
+import itertools
 import json
 import os
 import subprocess
@@ -35,6 +36,7 @@ from psa_jax.propensity.training import ADAMW
 
 KEPT = HERE.parent / ".quality"
 RAW = ("Sachs", "BMMC")
+SLOW = ("BMMC", "balls", "digits", "screen")  # which begin
 EPS = (0.02, 0.05, 0.1, 0.2, 0.4, 0.8)
 RESULTS = HERE / "results" / "quality.json"
 BEFORE = psa.Training(optimizer=ADAMW)  # version 0.4.0: a constant rate, as many steps as its defaults made
@@ -249,17 +251,17 @@ def measure(name, seed):
     return rows
 
 
-def keep(name, seeds, rows):
-    """Puts the rows of a data set in the place of those there were; other processes wait meanwhile."""
+def keep(name, seed, seeds, rows):
+    """Puts the rows of a data set and seed in the place of those there were; other processes wait meanwhile."""
     RESULTS.parent.mkdir(exist_ok=True)
     KEPT.mkdir(exist_ok=True)
     with open(KEPT / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         kept = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else []
-        kept = [row for row in kept if row["data"] != name] + rows
+        kept = [row for row in kept if row["data"] != name or (row["seed"] != seed and row["seed"] < seeds)] + rows
+        kept.sort(key=lambda row: ([*CUTS].index(row["data"]), row["seed"]))
         record = {"settings": {"seeds": seeds, "eps": EPS}, "environment": environment(), "rows": kept}
         write(RESULTS, json.dumps(record, indent=1) + "\n")
-        report()
 
 
 def main():
@@ -267,21 +269,32 @@ def main():
     parser.add_argument("--data", nargs="+", choices=CUTS, default=known_here())
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--fresh", action="store_true", help="train again")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="data sets at once, a process each")
+    parser.add_argument(
+        "--jobs", type=int, default=os.cpu_count(), help="processes at once, of a data set and seed each"
+    )
+    parser.add_argument("--here", type=int, metavar="SEED", help=argparse.SUPPRESS)  # in this process, for those above
     args = parser.parse_args()
-    if len(args.data) > 1:
-        more = ["--seeds", str(args.seeds), *(["--fresh"] if args.fresh else [])]
-        command = [sys.executable, "-m", "benchmarks.quality", *more, "--data"]
-        with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
-            for _ in pool.map(lambda name: subprocess.run([*command, name], check=True, cwd=HERE.parent), args.data):
-                pass
+    if args.here is not None:
+        (name,), start = args.data, time.perf_counter()
+        keep(name, args.here, args.seeds, measure(name, args.here))
+        print(f"{name}, seed {args.here}: {time.perf_counter() - start:.0f} s", flush=True)
         return
-    (name,) = args.data
-    for path in KEPT.glob(f"{_stem(name)}-*") if args.fresh else ():
-        path.unlink()
-    start = time.perf_counter()
-    keep(name, args.seeds, [row for seed in range(args.seeds) for row in measure(name, seed)])
-    print(f"{name}: {time.perf_counter() - start:.0f} s", flush=True)
+    for name in args.data if args.fresh else ():
+        for path in KEPT.glob(f"{_stem(name)}-*"):
+            path.unlink()
+    # Seeds have the same shapes: the first compiles for all. No process could hold the programs of three.
+    shared = {"JAX_COMPILATION_CACHE_DIR": str(KEPT / "programs"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1"}
+    command = [sys.executable, "-m", "benchmarks.quality", "--seeds", str(args.seeds)]
+    names = sorted(args.data, key=lambda name: name not in SLOW)
+
+    def one(task):
+        seed, name = task
+        here = ["--data", name, "--here", str(seed)]
+        subprocess.run([*command, *here], check=True, cwd=HERE.parent, env=shared | os.environ)
+
+    with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
+        list(pool.map(one, itertools.product(range(args.seeds), names)))
+    report()
 
 
 if __name__ == "__main__":

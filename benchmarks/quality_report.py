@@ -49,6 +49,12 @@ By labels only, from the training samples: the smoothing (the mix of three as gi
 distances within modalities help (`alpha`). **behind the best**: FOSCTTM of the row of what was chosen, less the least
 of its family's rows ("three members", which is the mix, "no smoothing", and each noise or shift alone).
 """
+AGAIN = """
+## What another key changes
+
+`align` by its defaults with several keys on the first split of each data set: chance in training, folds and halves
+alone (`python -m benchmarks.again`).
+"""
 FAMILY = {
     "as given": "three members",
     "none": "no smoothing",
@@ -70,6 +76,9 @@ def report():
             draw(own, name, HERE / "figures" / f"quality_{picture}.png")
             parts += [f"\n## {name}\n", table(own), f"\n![{name}](figures/quality_{picture}.png)\n"]
     parts += [TUNED, choices(rows)]
+    again = HERE / "results" / "again.json"
+    if again.exists():
+        parts += [AGAIN, markdown(json.loads(again.read_text())["rows"])]
     machine = record["environment"]
     parts.append(f"\nMachine: {machine['cores']} cores, Python {machine['python']}, jax {machine['jax']}.\n")
     write(HERE / "QUALITY.md", "\n".join(parts))

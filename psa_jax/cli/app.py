@@ -169,6 +169,14 @@ def align(
             "--mesh", help="Use all devices: of this machine, or of all that Slurm, Open MPI or their like started."
         ),
     ] = False,
+    resume: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Keep finished classifiers here; a run that was interrupted goes on after them.",
+            show_default=False,
+        ),
+    ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="For a first look: one classifier, three folds.")] = False,
     epochs: Annotated[
         int | None,
@@ -231,7 +239,7 @@ def align(
     if mesh:
         join()
     wanted = Wanted(control, check_features(features), impute_b)
-    run(lambda folder, show: cells(folder, show, source, fit, wanted, str(output)), output, force)
+    run(lambda folder, show: cells(folder, show, source, fit, wanted, str(output), resume), output, force)
 
 
 for command in (folders.predict, folders.score, folders.match, folders.report, folders.diagnose):

@@ -80,8 +80,10 @@ class Wanted:
     impute_b: bool
 
 
-def cells(folder: Path, show: Show, source: Source, fit: Fit, wanted: Wanted, called: str) -> None:
-    """Aligns two modalities of single cells; `called` is what the folder will be called."""
+def cells(
+    folder: Path, show: Show, source: Source, fit: Fit, wanted: Wanted, called: str, resume: Path | None = None
+) -> None:
+    """Aligns two modalities of single cells; `called` is what the folder will be called, `resume` as for `align`."""
     key_shuffle, key_align, key_rest, key_tune = jax.random.split(jax.random.key(fit.seed), 4)
     names = ", ".join(file.name for file in source.files)
     with show.stage("data", f"read {names}"), show.noting(), quietly():
@@ -96,7 +98,7 @@ def cells(folder: Path, show: Show, source: Source, fit: Fit, wanted: Wanted, ca
     with show.noting():
         mesh = all_devices() if fit.mesh else None
         alignment = show.aligning(
-            lambda tell: align(key_align, data, a=a, b=b, matcher=matcher, mesh=mesh, progress=tell)
+            lambda tell: align(key_align, data, a=a, b=b, matcher=matcher, mesh=mesh, resume=resume, progress=tell)
         )
         alignment = _here(alignment)
     note_clipped(show, alignment, fit.k)

@@ -10,7 +10,7 @@ from problems import free_port
 
 SCRIPT = """
 import os, sys
-rank, port, out = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+rank, port, out, kept = int(sys.argv[1]), *sys.argv[2:]
 import jax
 if rank >= 0:
     jax.distributed.initialize(f"localhost:{port}", 2, rank, initialization_timeout=60)
@@ -25,9 +25,15 @@ mesh = None if rank < 0 else jax.make_mesh((4,), ("x",), axis_types=(AxisType.Au
 coupling = psa.blockwise(psa.sinkhorn, mesh=mesh)(x, y, psa.group(t, t, 5))
 data = psa.Unpaired(psa.Modality(x, t), psa.Modality(y, t), 5)
 quick = psa.Learner(psa.linear(5), members=1, folds=3, training=psa.Training(epochs=2))
-alignment = psa.align(jax.random.key(0), data, a=quick, b=quick, mesh=mesh)
+trained = []
+for _ in range(2):
+    stages = []
+    tell = lambda step: stages.append(step.stage)
+    alignment = psa.align(jax.random.key(0), data, a=quick, b=quick, mesh=mesh, resume=kept, progress=tell)
+    trained.append("classifiers" in stages)
 print(coupling, alignment)
-np.savez(out, applied=coupling.apply(y), projected=alignment.project(y), scores=alignment.scores_a)
+told = {"projected": alignment.project(y), "scores": alignment.scores_a, "trained": np.array(trained)}
+np.savez(out, applied=coupling.apply(y), **told)
 if rank >= 0:
     jax.distributed.shutdown()
 """
@@ -40,6 +46,7 @@ def test_two_processes_give_the_same_coupling_and_alignment(tmp_path):
     port, running = free_port(), []
     for rank in (-1, 0, 1):
         command = [sys.executable, "-c", SCRIPT, str(rank), port, str(tmp_path / f"{rank}.npz")]
+        command.append(str(tmp_path / ("one" if rank < 0 else "two")))  # where finished classifiers are kept
         running.append(
             subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         )
@@ -50,6 +57,7 @@ def test_two_processes_give_the_same_coupling_and_alignment(tmp_path):
             process.kill()
     assert [process.returncode for process in running] == [0, 0, 0], "\n".join(told)
     alone, first, second = (np.load(tmp_path / f"{rank}.npz") for rank in (-1, 0, 1))
+    assert alone["trained"].tolist() == [True, False]
     for name in alone.files:
         np.testing.assert_array_equal(first[name], second[name])
         np.testing.assert_allclose(first[name], alone[name], atol=1e-3)
