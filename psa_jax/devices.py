@@ -56,11 +56,18 @@ def each_device(fn: Callable[..., PyTree], mesh: Mesh, shared: PyTree, parts: Py
 
 
 def each_run(
-    fn: Callable[[PyTree, PyTree], PyTree], shared: PyTree, runs: PyTree, *, mesh: Mesh | None, together: bool
+    fn: Callable[[PyTree, PyTree], PyTree],
+    shared: PyTree,
+    runs: PyTree,
+    *,
+    mesh: Mesh | None,
+    together: bool,
+    cut: bool = True,
 ) -> PyTree:
     """`fn(shared, run)` of every run `[runs, ...]`, together or one after the other, on the devices of a mesh at once.
 
-    Where the devices do not divide the runs, the first ones are done again and thrown away.
+    Where the devices do not divide the runs, the first ones are done again and thrown away. Fewer runs than devices are
+    done by all devices, over which `fn` may `spread` rows, unless `cut` is False (what is read by callbacks cannot be).
     """
 
     def some(shared: PyTree, own: PyTree) -> PyTree:
@@ -70,6 +77,9 @@ def each_run(
     if mesh is None:
         return some(shared, runs)
     number = size(runs)
+    if cut and number < mesh.size:
+        with spread_over(mesh):
+            return some(replicated(shared, mesh), replicated(runs, mesh))
     filled = jnp.arange(number + -number % mesh.size) % number
     out = each_device(some, mesh, replicated(shared, mesh), take(replicated(runs, mesh), filled))
     return jax.tree.map(lambda leaf: leaf[:number], out)

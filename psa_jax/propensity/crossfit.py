@@ -202,7 +202,8 @@ def _crossfit(
         jax.tree.map(shape, tree) for tree, shape in ((ids, _flat), (augments, lambda x: jnp.repeat(x, folds, 0)))
     )
     args = (keys.reshape(-1), flat, jnp.arange(members * folds), each)
-    done = each_run(one, (x, t, weights), args, mesh=mesh, together=vectorize)
+    cut = not isinstance(x, Source)
+    done = each_run(one, (x, t, weights), args, mesh=mesh, together=vectorize, cut=cut)
     out, fitted = jax.tree.map(lambda leaf: leaf.reshape(members, folds, *leaf.shape[1:]), done)
     if not scored:
         return None, fitted

@@ -13,7 +13,7 @@ from jaxtyping import Key
 from psa_jax.arguments import checked
 from psa_jax.data.codes import check_codes, count_codes
 from psa_jax.data.source import Source, map_parts, reading
-from psa_jax.devices import check_mesh, each_run
+from psa_jax.devices import check_mesh, each_run, spread
 from psa_jax.propensity.augment import as_tree, in_turn
 from psa_jax.propensity.checks import check
 from psa_jax.propensity.loop import Fitted, minimise
@@ -105,7 +105,8 @@ def fit_ensemble(
             computes, though its result does not change.
         augment: as in `fit`, or a tuple of several (None is none), which the members take in turn.
         on_epoch: called for every member, in no particular order of members.
-        mesh: static; devices to spread the members over, each trained by one.
+        mesh: static; devices to spread the members over, each trained by one. Fewer members than devices are trained by
+            all of them, which share every batch that they divide (not of a source).
 
     Returns:
         `Fitted` with a leading axis `[members]` on every leaf.
@@ -195,6 +196,7 @@ def train_one(
     def loss(params: PyTree, rows: Any, key: KeyArray) -> tuple[Array, PyTree]:
         key_augment, key_apply = jax.random.split(key)
         ids, batch = (rows[0], x.read(*rows)) if isinstance(x, Source) else (rows, x[rows])
+        batch = spread(batch)  # over devices that have no classifier of their own
         batch = batch if augment is None else augment(key_augment, batch)
         out, params = model.apply(params, batch, train=True, key=key_apply)
         return mean(*losses(out, t[ids])), params
@@ -252,7 +254,8 @@ def _ensemble(
         return train_one(key, x, t, valid, augment, weights, {"member": member}, model, training, on_epoch)
 
     args = keys, jnp.arange(keys.shape[0]), augments
-    return each_run(one, (x, t, valid, weights), args, mesh=mesh, together=vectorize)
+    cut = not any(isinstance(side, Source) for side in (x, *(valid or ())))
+    return each_run(one, (x, t, valid, weights), args, mesh=mesh, together=vectorize, cut=cut)
 
 
 def _features(x: Any, valid: Any) -> tuple[tuple[str, Any], ...]:

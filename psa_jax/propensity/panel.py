@@ -77,7 +77,8 @@ def _folds(
         params, own = args
         return map_parts(lambda place, rows: fn(own[place], _each(model, params, rows)), some(x, own), chunk)
 
-    return each_run(fold, x, (params, jnp.asarray(own)), mesh=mesh, together=False)
+    cut = not isinstance(x, Source)
+    return each_run(fold, x, (params, jnp.asarray(own)), mesh=mesh, together=False, cut=cut)
 
 
 def _each(model: Model, params: PyTree, rows: Array) -> Float[Array, "members k K"]:
