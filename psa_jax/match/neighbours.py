@@ -52,6 +52,25 @@ def nearest_ids(
     return map_rows(best, queries, max(1, held // max(m, 1)))
 
 
+def first_same(x: Float[Array, "n d"], real: Array) -> Int[Array, " n"]:
+    """The lowest id of the real samples that each one equals, often its own; `n` for those that are not real.
+
+    Which is the nearest sample of its own side, without a distance. Samples are sorted by two hashes, so that equal
+    ones are neighbours.
+    """
+    n = x.shape[0]
+    bits = jax.lax.bitcast_convert_type(jnp.where(x == 0, 0, x), jnp.uint32).reshape(n, -1)  # -0 is 0
+    odd = np.random.default_rng(0).integers(0, 2**31, (2, 1, bits.shape[1])) * 2 + 1
+    mixed = (bits ^ (bits >> 16))[None] * jnp.asarray(odd, jnp.uint32)  # of round numbers only the upper bits differ
+    first, second = jnp.sum(mixed ^ (mixed >> 15), axis=2, dtype=jnp.uint32)
+    order = jnp.lexsort((second, first, ~real))
+    values = x[order]
+    new = jnp.append(True, (values[1:] != values[:-1]).any(1) | (real[order][1:] != real[order][:-1]))
+    start = jax.lax.cummax(jnp.where(new, jnp.arange(n), 0))
+    found = jnp.zeros(n, jnp.int32).at[order].set(order[start].astype(jnp.int32))
+    return jnp.where(real, found, n)
+
+
 def largest(values: Float[Array, "n m"], k: int) -> tuple[Array, Array]:
     """The `k` largest values of each row and their places, `[n, k]` both, as `jax.lax.top_k` gives them.
 

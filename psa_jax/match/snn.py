@@ -11,7 +11,7 @@ from psa_jax.arguments import checked
 from psa_jax.coupling.coupling import Coupling, masked
 from psa_jax.coupling.info import Info
 from psa_jax.match.cost import all_finite, check, fill_padding, squares_by_product
-from psa_jax.match.neighbours import check_k, counts, nearest_ids
+from psa_jax.match.neighbours import check_k, counts, first_same, nearest_ids
 from psa_jax.types import Array, Float, alike, float_dtype
 
 
@@ -93,7 +93,11 @@ def _snn(u: Array, v: Array, a: Array, b: Array, several: tuple[int, ...], appro
     real_a, real_b = a > 0, b > 0
     x, y = (_unit(fill_padding(scores.reshape(scores.shape[0], -1), w)) for scores, w in ((u, a), (v, b)))
     search = functools.partial(nearest_ids, k=max(several), costs=squares_by_product, approximate=approximate)
-    left, right = ((search(side, x, real_a), search(side, y, real_b)) for side in (x, y))
+    if max(several) == 1:  # a sample is its own nearest neighbour, or an equal one is
+        own = first_same(x, real_a)[:, None], first_same(y, real_b)[:, None]
+        left, right = (own[0], search(x, y, real_b)), (search(y, x, real_a), own[1])
+    else:
+        left, right = ((search(side, x, real_a), search(side, y, real_b)) for side in (x, y))
     finite = all_finite(u, real_a) & all_finite(v, real_b)
     zero_norm = (real_a & (x == 0).all(1)).sum() + (real_b & (y == 0).all(1)).sum()
 

@@ -11,7 +11,7 @@ from sklearn.neighbors import NearestNeighbors
 
 import psa_jax as psa
 from psa_jax.match.cost import pairwise
-from psa_jax.match.neighbours import counts, largest, nearest_ids
+from psa_jax.match.neighbours import counts, first_same, largest, nearest_ids
 
 
 def graph(points, queries, k):
@@ -84,6 +84,20 @@ def test_nearest_neighbours_of_scikit_learn():
     plan = np.asarray(psa.nearest(u, v, uniform(30), uniform(40), k=7).dense())
     np.testing.assert_allclose(plan[np.arange(30)[:, None], ids], 1 / 210, rtol=1e-6)
     np.testing.assert_allclose(plan.sum(1), 1 / 30, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("distinct", [1, 3, 10**6])
+def test_of_equal_samples_the_first_is_found(x64, dtype, distinct):
+    rng = np.random.default_rng(0)
+    x, real = rng.integers(0, distinct, (60, 2)).astype(dtype), rng.random(60) < 0.8
+    x[rng.random(60) < 0.3] *= -1.0  # zeros have two signs
+    found = first_same(jnp.asarray(x), jnp.asarray(real))
+    expected = [
+        min(np.flatnonzero(real & (x == row).all(1)), default=60) if own else 60
+        for row, own in zip(x, real, strict=True)
+    ]
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_counts_are_sizes_of_intersections():
