@@ -2,8 +2,8 @@
 
 Cells are simulated: 50 features of a state that treatments move, sizes of treatments as the row says. A row is what one
 process took, stage by stage, compilation included, and the most memory it held, the data too (Linux). The first row is
-also judged, calibrated, projected, saved and loaded. `--only NAME` runs one; `--large` adds the million. `--plan`
-computes what more devices would bring from the rows there are: see `scale_plan.py`. Writes `results/scale.json`.
+also judged, calibrated, projected, saved and loaded. `--only NAME` runs one. `--plan` computes what more devices would
+bring: see `scale_plan.py`. Writes `results/scale.json`.
 """
 
 import argparse
@@ -30,8 +30,8 @@ ROWS = {
     "90,000 a side, 45 types, one classifier": ([17_312, *[1652] * 44], {"members": 1}, False),
     "200,000 a side, 400 treatments, one epoch": ([500] * 400, QUICK, False),
     "100,000 a side, 2000 treatments, one epoch": ([50] * 2000, QUICK, False),
+    "1,000,000 a side, 2000 treatments, one epoch": ([500] * 2000, QUICK, False),
 }
-LARGE = {"1,000,000 a side, 2000 treatments, one epoch": ([500] * 2000, QUICK, False)}
 
 
 def cells(sizes, seed=0):
@@ -69,7 +69,7 @@ class Clock:
 
 def run(name):
     """The row of one alignment, in this process."""
-    sizes, settings, rest = {**ROWS, **LARGE}[name]
+    sizes, settings, rest = ROWS[name]
     data, clock, learner = cells(sizes), Clock(), psa.Learner(**settings)
     start = time.perf_counter()
     alignment = jax.block_until_ready(psa.align(jax.random.key(0), data, a=learner, b=learner, progress=clock))
@@ -103,8 +103,7 @@ def run(name):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=[*ROWS, *LARGE])
-    parser.add_argument("--large", action="store_true", help="the million too")
+    parser.add_argument("--only", choices=ROWS)
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)  # in this process, for the one below
     parser.add_argument("--plan", action="store_true", help="what more devices would bring, computed")
     args = parser.parse_args()
@@ -115,7 +114,7 @@ def main():
         print(json.dumps(run(args.only)))
         return
     kept = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else []
-    for name in [args.only] if args.only else [*ROWS, *(LARGE if args.large else ())]:
+    for name in [args.only] if args.only else ROWS:
         command = [sys.executable, "-m", "benchmarks.scale", "--here", "--only", name]
         found = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, cwd=HERE.parent)
         kept = [row for row in kept if row["row"] != name] + [json.loads(found.stdout.splitlines()[-1])]
