@@ -83,7 +83,8 @@ def align(
         mesh: devices to use: classifiers (members times folds) and treatments are spread over them, see `blockwise`.
             The same key gives the same result up to rounding on any mesh. Of several processes each calls this alike.
         resume: a folder, made where there is none, in which finished classifiers are kept. Those that are there of the
-            same key, data, settings and version of JAX are not trained again; others are replaced.
+            same key, data, settings and version of JAX are not trained again; others are replaced. A `psa.source` is
+            known by 64 of its rows; models and augments that call back into Python are always trained again.
         progress: True draws a bar (needs rich); a function is called with every `psa_jax.progress.Step`.
 
     Returns:

@@ -4,7 +4,8 @@ import hashlib
 import importlib
 import os
 import re
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import jax
 import numpy as np
 
 from psa_jax.align.processes import check_same, checksum, gathered
+from psa_jax.data.source import Rows
 from psa_jax.propensity.task import Task, Trained
 
 
@@ -48,9 +50,36 @@ def kept_in(folder: str | os.PathLike[str]) -> Callable[[Task], Trained]:
 
 
 def identity(task: Task) -> str:
-    """A checksum of all that decides what is trained: arrays, keys, and the text of the programs of every function."""
+    """A checksum of all that decides what is trained: arrays, keys, the programs that train, and their constants.
+
+    A program that calls back into Python is never the same again: what it calls cannot be known.
+    """
     programs = task.programs()
+    parts = [part for program in programs for part in _parts(program)]
+    if any(_calls_back(eqn) for part in parts for eqn in part.eqns):
+        return uuid.uuid4().hex
     text = "\n".join(re.sub(r"0x[0-9a-f]+", "", str(program)) for program in programs)
-    found = hashlib.sha256(f"{jax.__version__}\n{text}".encode())
-    found.update(checksum((task.arrays, [getattr(program, "consts", None) for program in programs])))
+    settings = f"{jax.__version__} {task.folds} {jax.config.jax_default_matmul_precision}"
+    found = hashlib.sha256(f"{settings}\n{text}".encode())
+    found.update(checksum((task.arrays, [getattr(part, "consts", ()) for part in parts])))
     return found.hexdigest()
+
+
+def _parts(program: Any) -> Iterator[Any]:
+    """A program and those within it, whose constants its text does not show."""
+    yield program
+    for eqn in program.eqns:
+        for value in jax.tree.leaves(list(eqn.params.values()), is_leaf=_is_program):
+            if _is_program(value):
+                yield from _parts(value)
+
+
+def _is_program(value: Any) -> bool:
+    return hasattr(value, "eqns")
+
+
+def _calls_back(eqn: Any) -> bool:
+    """Whether values come from a function of Python, but for the rows of sources, which are told from their numbers."""
+    if eqn.primitive.name not in ("pure_callback", "io_callback"):
+        return False
+    return not isinstance(getattr(eqn.params["callback"], "callback_func", None), Rows)

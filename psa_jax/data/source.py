@@ -97,7 +97,7 @@ class Source:
         after = None if following is None else jnp.where(following >= 0, self._own(jnp.maximum(following, 0)), -1)
         if self.reader is None or isinstance(own, Tracer) or isinstance(after, Tracer):
             form = jax.ShapeDtypeStruct((*own.shape, *self.rows[1:]), self.dtype)
-            out = jax.pure_callback(_Rows(self.dtype), form, self.number, own, after, vmap_method="expand_dims")
+            out = jax.pure_callback(Rows(self.dtype), form, self.number, own, after, vmap_method="expand_dims")
         else:
             with reading(("source", self)):
                 found = self.reader.read(np.asarray(own), None if after is None else np.asarray(after))
@@ -280,12 +280,13 @@ def not_finite(x: Source) -> np.ndarray:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Rows:
+class Rows:
     """Reads rows for compiled code, in the type that it expects."""
 
     dtype: Any
 
     def __call__(self, number: Any, ids: Any, following: Any) -> np.ndarray:
+        """The rows `ids` of the source of this number."""
         reader = _READERS.get(int(np.ravel(np.asarray(number))[0]))
         if reader is None:
             raise RuntimeError("a source that nothing holds any more was to be read")

@@ -12,8 +12,9 @@ from jax.sharding import Mesh
 from psa_jax.data.samples import Modality
 from psa_jax.data.source import Source, reading
 from psa_jax.progress import Watch
+from psa_jax.propensity.augment import as_tree
 from psa_jax.propensity.crossfit import crossfit_members, fit_folds
-from psa_jax.propensity.fit import fit_ensemble
+from psa_jax.propensity.fit import fit_ensemble, train_one
 from psa_jax.propensity.loop import Fitted, History
 from psa_jax.propensity.model import Model, logits
 from psa_jax.propensity.panel import Panel
@@ -115,22 +116,24 @@ class Task:
         return self.keys, self.learn, self.target, self.valid, self.rows, self.judges
 
     def programs(self) -> list[Any]:
-        """The programs of all functions that decide what is trained, and its numbers: their texts tell them apart."""
-        key = jax.random.key(0)
-        rows = jax.ShapeDtypeStruct((2, *self.learn.x.shape[1:]), self.learn.x.dtype)
-        params = jax.eval_shape(self.model.init, key, rows)
+        """The program that trains one classifier, for each augment: what it does is in their texts and constants."""
+        x, t = self.learn.x, jnp.asarray(self.learn.t)
+        n, held_out = x.shape[0], None
+        if self.target is None:
+            least, most = n // self.folds, -(-n // self.folds)
+            held_out = _first(x, least), t[:least]
+            x, t = _first(x, n - most - least), t[: n - most - least]
+        elif self.valid is not None:
+            held_out = self.valid.x, jnp.asarray(self.valid.t)
+
+        def program(augment: Any) -> Any:
+            def train(key: KeyArray, x: Any, t: Any, valid: Any) -> Fitted:
+                return train_one(key, x, t, valid, as_tree(augment), None, {}, self.model, self.training, None)
+
+            return jax.make_jaxpr(train)(self.keys[0], x, t, held_out)
+
         several = self.augment if isinstance(self.augment, tuple) else (self.augment,)
-        optimizer = self.training.optimizer
-
-        def update(params: PyTree) -> PyTree:
-            assert optimizer is not None
-            with jax.numpy_dtype_promotion("standard"):
-                return optimizer.update(params, optimizer.init(params), params)
-
-        told = [self.folds, self.training, self.model.trainable(params), jax.make_jaxpr(self.model.init)(key, rows)]
-        told += [jax.make_jaxpr(lambda p, x, k: self.model.apply(p, x, train=True, key=k))(params, rows, key)]
-        told += [None if one is None else jax.make_jaxpr(one)(key, rows) for one in several]
-        return told + ([] if optimizer is None else [jax.make_jaxpr(update)(jnp.ones(3))])
+        return [program(augment) for augment in several]
 
     def like(self, leaves: dict[str, Any]) -> Trained:
         """A tree of the structure of what `train` gives, the shapes those of the leaves of a file."""
@@ -146,6 +149,13 @@ class Task:
         history = History(*(one(f".fitted.history.{name}") for name in History.__dataclass_fields__))
         fitted = Fitted(place, history, one(".fitted.unmatched"), self.model)
         return Trained(one(".logits"), one(".held_out"), fitted, one(".fold"))
+
+
+def _first(x: Any, number: int) -> Any:
+    """As many samples as shapes: what they are does not matter."""
+    if isinstance(x, Source):
+        return x.take(np.arange(number, dtype=np.int32))
+    return jax.ShapeDtypeStruct((number, *x.shape[1:]), x.dtype)
 
 
 @functools.partial(jax.jit, static_argnames="model")

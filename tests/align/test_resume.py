@@ -11,16 +11,18 @@ from problems import learner
 from test_pipeline import LEARNER, screen
 
 import psa_jax as psa
+from psa_jax.align.resume import identity
+from psa_jax.propensity.task import Task
 
+MODEL = LEARNER.model
 DATA, _ = screen(120)
-QUERY, _ = screen(80, seed=1)
 QUICK = learner(LEARNER, epochs=4, folds=3)
 KEY = jax.random.key(0)
 
 
-def align(folder, data=DATA, key=KEY, query=None, a=QUICK, b=QUICK):
+def align(folder, data=DATA, key=KEY, a=QUICK, b=QUICK):
     stages = []
-    found = psa.align(key, data, query=query, a=a, b=b, resume=folder, progress=stages.append)
+    found = psa.align(key, data, a=a, b=b, matcher=psa.class_mean, resume=folder, progress=stages.append)
     return found, {step.modality for step in stages if step.stage == "classifiers"}
 
 
@@ -41,7 +43,7 @@ def test_what_is_finished_is_not_trained_again(kept):
     assert trained == set()
     same(first, again)
     assert again.summary() == first.summary()
-    same(first, psa.align(KEY, DATA, a=QUICK, b=QUICK))
+    same(first, psa.align(KEY, DATA, a=QUICK, b=QUICK, matcher=psa.class_mean))
 
 
 def test_an_interrupted_run_goes_on_with_the_other_modality(kept, tmp_path):
@@ -56,13 +58,7 @@ def test_an_interrupted_run_goes_on_with_the_other_modality(kept, tmp_path):
 CHANGED = {
     "key": ({"key": jax.random.key(1)}, {"a", "b"}),
     "features": ({"data": dataclasses.replace(DATA, a=psa.Modality(DATA.a.x.at[7, 0].add(1), DATA.a.t))}, {"a"}),
-    "labels": ({"data": dataclasses.replace(DATA, b=psa.Modality(DATA.b.x, DATA.b.t[::-1]))}, {"b"}),
-    "optimizer": ({"a": learner(QUICK, optimizer=optax.adam(2e-2))}, {"a"}),
-    "epochs": ({"a": learner(QUICK, epochs=5)}, {"a"}),
-    "model": ({"b": learner(QUICK, model=psa.mlp((12,), 4))}, {"b"}),
-    "smoothing": ({"b": learner(QUICK, augment=psa.gaussian_noise(0.4))}, {"b"}),
     "members": ({"b": learner(QUICK, members=2)}, {"b"}),
-    "query": ({"query": QUERY}, {"a", "b"}),
 }
 
 
@@ -85,6 +81,92 @@ def test_what_only_makes_scores_of_logits_needs_no_training(kept, changes):
     found, trained = align(folder, a=one, b=one)
     assert trained == set()
     assert float(jnp.abs(found.scores_a - first.scores_a).max()) > 0
+
+
+def task(model=MODEL, augment=None, optimizer=None, epochs=2, t=DATA.a.t):
+    training = psa.Training(optimizer, epochs=epochs, batch_size=32).annealed(72, judged=True)
+    keys = jax.random.split(KEY, 1)
+    return Task("a", keys, model, psa.Modality(DATA.a.x, t), None, None, 3, training, augment, None, None, None, None)
+
+
+def changed(after=None, evaluated=None, started=None):
+    """The model with something done to its logits, to those of evaluation, and to its first parameters."""
+
+    def init(key, x):
+        params = MODEL.init(key, x)
+        return params if started is None else started(params, x)
+
+    def apply(params, x, *, train, key):
+        out, params = MODEL.apply(params, x, train=train, key=key)
+        out = out if after is None else after(out)
+        return (out if train or evaluated is None else evaluated(out)), params
+
+    return psa.Model(init, apply, MODEL.trainable)
+
+
+def scaled_backwards(scale):
+    @jax.custom_vjp
+    def same(x):
+        return x
+
+    same.defvjp(lambda x: (x, None), lambda _, g: (g * scale,))
+    return same
+
+
+def of_many(scale):
+    return lambda params, x: params if x.shape[0] < 10 else jax.tree.map(lambda p: p * scale, params)
+
+
+def masked(ranks):
+    return optax.adamw(0.1, weight_decay=5.0, mask=lambda tree: jax.tree.map(lambda p: p.ndim >= ranks, tree))
+
+
+def jitted(values):
+    held = jnp.asarray(values)
+    return jax.jit(lambda x: x * held[None])
+
+
+def smoothed(values):
+    by = jitted(values)
+    return lambda key, x: by(x)
+
+
+ALIKE = {
+    "labels": lambda k: task(t=jnp.roll(DATA.a.t, k)),
+    "a rate": lambda k: task(optimizer=optax.adam(0.01 * k)),
+    "an amount of noise": lambda k: task(augment=psa.gaussian_noise(0.4 * k)),
+    "a width": lambda k: task(psa.mlp((8 * k,), 4)),
+    "epochs": lambda k: task(epochs=k),
+    "an array within jit": lambda k: task(changed(jitted(np.float32([1, 2, 3, k])))),
+    "evaluation": lambda k: task(changed(evaluated=lambda out: out * np.float32([[1, 1, 1, k]]))),
+    "gradients": lambda k: task(changed(scaled_backwards(float(k)))),
+    "where all samples start": lambda k: task(changed(started=of_many(float(k)))),
+    "what an optimizer does by shape": lambda k: task(optimizer=masked(k)),
+    "a schedule of an array": lambda k: task(optimizer=optax.adam(jax.jit(lambda step: jnp.float32([0.1, k])[step]))),
+    "an augment with an array": lambda k: task(augment=smoothed(np.float32([1, 1, 1, 1, k]))),
+}
+
+
+@pytest.mark.parametrize("kind", ALIKE)
+def test_what_trains_otherwise_is_told_apart(kind):
+    first, again, other = (identity(ALIKE[kind](k)) for k in (1, 1, 2))
+    assert first == again != other
+
+
+def test_what_calls_back_is_never_the_same():
+    def outside(x):
+        return jax.pure_callback(lambda v: np.asarray(v), jax.ShapeDtypeStruct(x.shape, x.dtype), x)
+
+    def augment(key, x):
+        return jax.lax.stop_gradient(outside(x))
+
+    assert identity(task(augment=augment)) != identity(task(augment=augment))
+
+
+def test_an_optimizer_that_knows_the_parameters():
+    by_name = {"trained": optax.adam(1e-2), "not": optax.set_to_zero()}
+    optimizer = optax.multi_transform(by_name, lambda tree: jax.tree.map(lambda p: "trained", tree))
+    assert identity(task(optimizer=optimizer)) == identity(task(optimizer=optimizer))
 
 
 def test_a_damaged_file_is_named(kept, tmp_path):
