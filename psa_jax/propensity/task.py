@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Key
 
 from psa_jax.data.samples import Modality
 from psa_jax.data.source import Source, reading
@@ -60,7 +61,7 @@ class Task:
     """
 
     name: str
-    keys: KeyArray
+    keys: Key[Array, " members"]
     model: Model
     learn: Modality
     target: Modality | None
