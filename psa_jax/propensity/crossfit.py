@@ -99,66 +99,25 @@ def crossfit_members(
     class_weights: Any,
     on_epoch: Callable[..., None] | None,
     mesh: Mesh | None = None,
-) -> tuple[Float[Array, "members n K"], Int[Array, "members n"], Fitted]:
-    """`crossfit` of several keys `[members]`, which take the augments in turn, as one program."""
-    pairs = [jax.random.split(key) for key in keys]
-    dealt, x, t = _dealt([key for key, _ in pairs], model, x, t, folds, training, class_weights)
-    settings: Any = {"model": model, "training": training, "on_epoch": on_epoch, "mesh": mesh}
-    out, fitted = _fitted([key for _, key in pairs], dealt, x, t, augment, class_weights, scored=True, **settings)
-    return out, jnp.asarray(np.stack([fold for fold, _ in dealt]), jnp.int32), fitted
+    scored: bool = True,
+) -> tuple[Float[Array, "members n K"] | None, Int[Array, "members n"], Fitted]:
+    """`crossfit` of several keys `[members]`, which take the augments in turn, as one program.
 
-
-def fit_folds(
-    keys: Any,
-    model: Model,
-    x: Any,
-    t: Any,
-    folds: int,
-    training: Training,
-    augment: Any,
-    on_epoch: Callable[..., None] | None,
-    mesh: Mesh | None = None,
-) -> tuple[np.ndarray, Fitted]:
-    """The classifiers of `crossfit_members`, without logits, and the fold `[n]` of each sample: all members deal alike,
-    so that what a sample's classifiers say can be averaged before all is known."""
-    pairs = [jax.random.split(key) for key in keys]
-    dealt, x, t = _dealt([pairs[0][0]], model, x, t, folds, training, None)
-    settings: Any = {"model": model, "training": training, "on_epoch": on_epoch, "mesh": mesh}
-    dealt = dealt * keys.shape[0]
-    _, fitted = _fitted([key for _, key in pairs], dealt, x, t, augment, None, scored=False, **settings)
-    return dealt[0][0], fitted
-
-
-def _dealt(
-    keys: Any, model: Model, x: Any, t: Any, folds: int, training: Training, class_weights: Any
-) -> tuple[list[tuple[np.ndarray, tuple[np.ndarray, ...]]], Any, Any]:
-    """Folds of each key, of features and labels that were checked."""
+    Without scores there are no logits, and all members deal samples alike, so that what a sample's classifiers say can
+    be averaged before all is known.
+    """
     judged = dataclasses.replace(check_training(training), patience=None)  # by folds, not by data that are given
     x, t, _ = check(model, x, t, None, class_weights, judged)
     if isinstance(t, Tracer):
         raise ValueError("t: expected labels on the host, got traced ones (call crossfit outside of jit)")
     if folds < 3 or folds > t.size:
         raise ValueError(f"folds: expected at least 3 and at most n = {t.size}, got {folds}")
-    return [_deal(key, np.asarray(t), folds) for key in keys], x, t
-
-
-def _fitted(
-    keys: Any,
-    dealt: Any,
-    x: Any,
-    t: Any,
-    augment: Any,
-    class_weights: Any,
-    *,
-    model: Model,
-    training: Training,
-    on_epoch: Callable[..., None] | None,
-    mesh: Mesh | None,
-    scored: bool,
-) -> tuple[Any, Fitted]:
-    members, folds = len(dealt), dealt[0][1][0].shape[0]
-    return _crossfit(
-        jnp.stack([jax.random.split(key, folds) for key in keys]),
+    members = keys.shape[0]
+    pairs = [jax.random.split(key) for key in keys]
+    dealt = [_deal(key_folds, np.asarray(t), folds) for key_folds, _ in (pairs if scored else pairs[:1])]
+    dealt = dealt if scored else dealt * members
+    out, fitted = _crossfit(
+        jnp.stack([jax.random.split(key_fit, folds) for _, key_fit in pairs]),
         tuple(np.stack(part) for part in zip(*(ids for _, ids in dealt), strict=True)),
         x,
         t,
@@ -171,6 +130,7 @@ def _fitted(
         mesh=mesh,
         scored=scored,
     )
+    return out, jnp.asarray(np.stack([fold for fold, _ in dealt]), jnp.int32), fitted
 
 
 @functools.partial(jax.jit, static_argnames=("model", "training", "on_epoch", "vectorize", "mesh", "scored"))

@@ -65,7 +65,7 @@ def learn(
         watch: who is told of the progress.
         target: the samples to score; None scores those of `modality`, by cross-fitting.
         valid: held-out samples, with a target only.
-        rows: the samples to look at, of those to score, with `many` treatments: then no logits of all are held.
+        rows: the samples to look at, of those to score (`rows_to_look_at`): then no logits of all are held.
         stage: what trains, or has what was trained before.
         mesh: the devices that train.
 

@@ -74,6 +74,11 @@ def logits(model: Model, params: PyTree, x: Array | Source, chunk: int = CHUNK) 
     return map_samples(lambda x: model.apply(params, x, train=False, key=None)[0], x, chunk)
 
 
+def member_logits(model: Model, params: PyTree, rows: Array) -> Array:
+    """Logits `[members, k, K]` of a few samples `[k, ...]` by several classifiers, `params` having a leading axis."""
+    return jax.lax.map(lambda one: model.apply(one, rows, train=False, key=None)[0], params)
+
+
 def initial(model: Model, key: KeyArray, x: Array | Source) -> PyTree:
     """Initial parameters of a model that is to be trained on these samples."""
     if isinstance(x, Source) and not getattr(model.init, "takes_source", False):

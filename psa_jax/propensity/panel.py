@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from psa_jax.data.source import Source, map_parts, some
 from psa_jax.devices import each_run
-from psa_jax.propensity.model import Model
+from psa_jax.propensity.model import Model, member_logits
 from psa_jax.propensity.scorer import Scorer, averaged
 from psa_jax.types import Array, Float, Int, PyTree
 
@@ -70,19 +70,15 @@ def _folds(
 ) -> PyTree:
     """`fn(ids, logits [members, k, K])` of each fold's samples, whose leaves `[k, ...]` become `[folds, s, ...]`."""
     rows = jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype)
-    held = jax.eval_shape(lambda params, rows: _each(model, params, rows), jax.tree.map(lambda p: p[0], params), rows)
+    held = jax.eval_shape(functools.partial(member_logits, model), jax.tree.map(lambda leaf: leaf[0], params), rows)
     chunk = max(FEWEST, MOST_LOGITS // held.size)
 
     def fold(x: Any, args: Any) -> PyTree:
         params, own = args
-        return map_parts(lambda place, rows: fn(own[place], _each(model, params, rows)), some(x, own), chunk)
+        return map_parts(lambda place, rows: fn(own[place], member_logits(model, params, rows)), some(x, own), chunk)
 
     cut = not isinstance(x, Source)
     return each_run(fold, x, (params, jnp.asarray(own)), mesh=mesh, together=False, cut=cut)
-
-
-def _each(model: Model, params: PyTree, rows: Array) -> Float[Array, "members k K"]:
-    return jax.lax.map(lambda one: model.apply(one, rows, train=False, key=None)[0], params)
 
 
 def _put(parts: Array, place: Any, n: int) -> Array:

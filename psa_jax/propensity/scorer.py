@@ -11,7 +11,7 @@ import numpy as np
 from psa_jax.data.source import Source, map_parts
 from psa_jax.propensity.batches import beside, row_of
 from psa_jax.propensity.components import Components
-from psa_jax.propensity.model import CHUNK, Model
+from psa_jax.propensity.model import CHUNK, Model, member_logits
 from psa_jax.propensity.scores import RelativeTo, Tempered, from_logits
 from psa_jax.types import Array, Float, Int, PyTree, pytree, static
 
@@ -98,7 +98,7 @@ class Scorer:
         weights = None if weights is None else jnp.repeat(weights, number // weights.shape[0])
 
         def part(ids: Array, rows: Array) -> Array:
-            found = jax.lax.map(lambda one: self.model.apply(one, rows, train=False, key=None)[0], params)
+            found = member_logits(self.model, params, rows)
             return convert(averaged(found, weights), None if batch is None else batch[ids])
 
         return map_parts(part, beside(x, batch, self.batches), CHUNK)

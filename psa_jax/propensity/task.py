@@ -14,7 +14,7 @@ from psa_jax.data.samples import Modality
 from psa_jax.data.source import Source, reading
 from psa_jax.progress import Watch
 from psa_jax.propensity.augment import as_tree
-from psa_jax.propensity.crossfit import crossfit_members, fit_folds
+from psa_jax.propensity.crossfit import crossfit_members
 from psa_jax.propensity.fit import fit_ensemble, train_one
 from psa_jax.propensity.loop import Fitted, History
 from psa_jax.propensity.model import Model, logits
@@ -89,13 +89,14 @@ class Task:
         return Panel(self.model, fitted.params, x, None if fold is None else np.asarray(fold), self.mesh)
 
     def _by_folds(self) -> Trained:
-        keys, model, x, t, training = self.keys, self.model, self.learn.x, self.learn.t, self.training
-        augment, tell, mesh = self.augment, self.watch.on_epoch, self.mesh
+        out, fold, fitted = crossfit_members(
+            self.keys, self.model, self.learn.x, self.learn.t, self.folds, self.training, self.augment, None,
+            self.watch.on_epoch, self.mesh, scored=self.rows is None,
+        )  # fmt: skip
         if self.rows is None:
-            found, _, fitted = crossfit_members(keys, model, x, t, self.folds, training, augment, None, tell, mesh)
-            return Trained(found, None, fitted, None)
-        fold, fitted = fit_folds(keys, model, x, t, self.folds, training, augment, tell, mesh)
-        return Trained(self.panel(fitted, fold).logits(self.rows), None, fitted, jnp.asarray(fold, jnp.int32))
+            assert out is not None
+            return Trained(out, None, fitted, None)
+        return Trained(self.panel(fitted, fold[0]).logits(self.rows), None, fitted, fold[0])
 
     def _held_out(self) -> Trained:
         assert self.target is not None
