@@ -47,7 +47,8 @@ class Watch:
     def __init__(self, listener: Callable[[Step], None] | None) -> None:
         self._listener = listener
         self._step = Step("", 0, 0)
-        self._epochs = self._before = 0
+        self._epochs = self._started = 0
+        self._together = 1
         self._lock = threading.Lock()
 
     @property
@@ -58,10 +59,11 @@ class Watch:
         """
         return None if self._listener is None else tell
 
-    def begin(self, stage: str, total: int, *, modality: str | None = None, epochs: int = 0) -> None:
-        """A stage of `total` parts, or of epochs, so many a run."""
+    def begin(self, stage: str, total: int, *, modality: str | None = None, epochs: int = 0, together: int = 1) -> None:
+        """A stage of `total` parts, or of epochs, so many a run, of which at most `together` are at work at once."""
         self._flush()
-        self._step, self._epochs, self._before = Step(stage, 0, total, modality), epochs, -1
+        self._step, self._epochs, self._started = Step(stage, 0, total, modality), epochs, 0
+        self._together = together
         self._tell()
 
     def run(self, **names: Any) -> None:
@@ -76,15 +78,14 @@ class Watch:
         self._tell()
 
     def epoch(self, epoch: int, loss: float, **names: Any) -> None:
-        """One epoch more is done; a run that starts moves on to where it would be had no run before stopped early.
+        """One epoch more is done; where a run starts, all before it have ended but those at work beside it.
 
-        Runs on several devices start when they may, so that this can be too far: the total is never passed.
+        So what they left out by stopping early counts as done.
         """
         with self._lock:
-            done = self._step.done
-            if epoch == 0 and self._before > 0 and self._epochs:
-                done = -(-done // self._epochs) * self._epochs
-            self._before = epoch
+            self._started += epoch == 0
+            ended = self._started - self._together
+            done = max(self._step.done, ended * self._epochs if epoch == 0 else 0)
             self._step = dataclasses.replace(self._step, done=min(done + 1, self._step.total), loss=loss, **names)
         self._tell()
 

@@ -20,17 +20,18 @@ LEARNER = psa.Learner(psa.linear(2), training=psa.Training(epochs=2, patience=2)
 
 
 @pytest.mark.parametrize(
-    ("epochs", "expected"),
+    ("together", "epochs", "expected"),
     [
-        ([0, 1, 2, 0, 1, 2], [1, 2, 3, 4, 5, 6]),
-        ([0, 1, 0, 1, 2], [1, 2, 4, 5, 6]),
-        ([0, 0, 1, 1, 2, 2, 0, 0], [1, 2, 3, 4, 5, 6, 7, 8]),
+        (1, [0, 1, 2, 0, 1, 2], [1, 2, 3, 4, 5, 6]),
+        (1, [0, 1, 0, 1, 2], [1, 2, 4, 5, 6]),
+        (2, [0, 0, 1, 1, 2, 2, 0, 0], [1, 2, 3, 4, 5, 6, 7, 8]),
+        (2, [0, 0, 1, 1, 0, 0], [1, 2, 3, 4, 5, 7]),
     ],
 )
-def test_epochs_add_up_over_runs_that_stop_early(epochs, expected):
+def test_epochs_add_up_over_runs_that_stop_early(together, epochs, expected):
     told = []
     with watching(told.append) as watch:
-        watch.begin("classifiers", 12, epochs=3)
+        watch.begin("classifiers", 12, epochs=3, together=together)
         for epoch in epochs:
             tell(np.int32(epoch), np.float32(0.5), np.float32(np.nan))
     assert [step.done for step in told[1:]] == expected
@@ -48,7 +49,9 @@ def test_align_names_modality_member_fold_and_loss():
     assert {(step.modality, step.member, step.fold) for step in trained} == runs
     assert max(step.done for step in trained) == trained[0].total == 2 * 3 * 2
     assert told[-1] == Step("projection", 1, 1)
-    assert str(trained[0]) == "classifiers, modality a, member 0, fold 0"
+    assert str(trained[0]) in {
+        f"classifiers, modality a, member {i}, fold {f}" for i, f in itertools.product((0, 1), range(3))
+    }
     before = _crossfit._cache_size()
     psa.align(KEY, DATA, a=LEARNER, b=LEARNER, progress=lambda step: None)
     assert _crossfit._cache_size() == before  # another listener is no other program

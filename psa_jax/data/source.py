@@ -222,6 +222,11 @@ def _nothing(x: Array) -> Array:
     return x
 
 
+def has_source(tree: PyTree) -> bool:
+    """Whether some of it is to be read."""
+    return any(isinstance(leaf, Source) for leaf in jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, Source)))
+
+
 def some(x: Array | Source, ids: Any) -> Array | Source:
     """Some samples; of a source nothing is read."""
     return x.take(ids) if isinstance(x, Source) else x[ids]

@@ -12,6 +12,7 @@ from jax.core import Tracer
 from jaxtyping import Key
 
 from psa_jax.arguments import checked
+from psa_jax.devices import cores, each_run, side_by_side
 from psa_jax.predict.losses import Law, Loss, Samples, draw_loss, exact_loss, targets
 from psa_jax.progress import Progress, watching
 from psa_jax.propensity.augment import as_tree
@@ -118,7 +119,7 @@ def fit_predictor_ensemble(
     on_epoch: Callable[..., None] | None = None,
     progress: Progress = False,
 ) -> Fitted:
-    """Trains one predictor for each key, in one program: `vmap` on accelerators, `lax.map` on the CPU.
+    """Trains one predictor for each key: by `vmap` on accelerators, as many at once as there are cores on a CPU.
 
     Args:
         keys: `[members]`.
@@ -136,10 +137,11 @@ def fit_predictor_ensemble(
     training = training.resolved((x_a if loss == "barycentric" else x_b).shape[0], judged=valid is not None)
     with watching(progress) as watch:
         assert training.epochs is not None
-        watch.begin("predictor", keys.shape[0] * training.epochs, epochs=training.epochs)
-        on_epoch, vectorize = on_epoch or watch.on_epoch, jax.default_backend() != "cpu"
-        settings = {"model": model, "loss": loss, "training": training, "on_epoch": on_epoch, "vectorize": vectorize}
-        return _ensemble(keys, x_a, x_b, coupling, valid, as_tree(augment), **settings)
+        total = keys.shape[0] * training.epochs
+        watch.begin("predictor", total, epochs=training.epochs, together=cores())
+        settings = {"model": model, "loss": loss, "training": training, "on_epoch": on_epoch or watch.on_epoch}
+        shared, runs = (x_a, x_b, coupling, valid, as_tree(augment)), (keys, jnp.arange(keys.shape[0]))
+        return side_by_side(_ensemble, shared, runs, **settings)
 
 
 @checked
@@ -234,27 +236,22 @@ def _train(
 _fit = jax.jit(_train, static_argnames=("model", "loss", "training", "on_epoch"))
 
 
-@functools.partial(jax.jit, static_argnames=("model", "loss", "training", "on_epoch", "vectorize"))
+@functools.partial(jax.jit, static_argnames=("model", "loss", "training", "on_epoch"))
 def _ensemble(
-    keys: Any,
-    x_a: Any,
-    x_b: Any,
-    coupling: Any,
-    valid: Any,
-    augment: Any,
+    shared: Any,
+    runs: Any,
     *,
     model: Model,
     loss: Loss,
     training: Training,
     on_epoch: Callable[..., None] | None,
-    vectorize: bool,
 ) -> Fitted:
-    def one(args: tuple[KeyArray, Array]) -> Fitted:
-        key, member = args
+    def one(shared: Any, run: tuple[KeyArray, Array]) -> Fitted:
+        x_a, x_b, coupling, valid, augment = shared
+        key, member = run
         return _train(key, x_a, x_b, coupling, valid, augment, {"member": member}, model, loss, training, on_epoch)
 
-    args = keys, jnp.arange(keys.shape[0])
-    return jax.vmap(one)(args) if vectorize else jax.lax.map(one, args)
+    return each_run(one, shared, runs, mesh=None, together=jax.default_backend() != "cpu")
 
 
 def _check(

@@ -12,8 +12,8 @@ from jax.core import Tracer
 from jax.sharding import Mesh
 
 from psa_jax.arguments import checked
-from psa_jax.data.source import Source, reading, some
-from psa_jax.devices import each_run
+from psa_jax.data.source import Source, has_source, reading, some
+from psa_jax.devices import each_run, side_by_side
 from psa_jax.propensity.augment import in_turn
 from psa_jax.propensity.checks import check
 from psa_jax.propensity.fit import train_one
@@ -116,41 +116,43 @@ def crossfit_members(
     pairs = [jax.random.split(key) for key in keys]
     dealt = [_deal(key_folds, np.asarray(t), folds) for key_folds, _ in (pairs if scored else pairs[:1])]
     dealt = dealt if scored else dealt * members
-    out, fitted = _crossfit(
-        jnp.stack([jax.random.split(key_fit, folds) for _, key_fit in pairs]),
-        tuple(np.stack(part) for part in zip(*(ids for _, ids in dealt), strict=True)),
-        x,
-        t,
-        in_turn(augment, members),
-        class_weights,
-        model=model,
-        training=training.annealed(max(t.size * (folds - 2) // folds, 1), judged=True),
-        on_epoch=on_epoch,
-        vectorize=jax.default_backend() != "cpu" and members * folds * x.nbytes <= VECTORIZE_BYTES,
-        mesh=mesh,
-        scored=scored,
+    ids = tuple(np.concatenate(part) for part in zip(*(ids for _, ids in dealt), strict=True))  # [members * folds, ...]
+    runs = (
+        jnp.concatenate([jax.random.split(key_fit, folds) for _, key_fit in pairs]),
+        ids,
+        jnp.arange(members * folds),
+        jax.tree.map(lambda setting: jnp.repeat(setting, folds, 0), in_turn(augment, members)),
     )
-    return out, jnp.asarray(np.stack([fold for fold, _ in dealt]), jnp.int32), fitted
+    static: Any = {
+        "model": model,
+        "training": training.annealed(max(t.size * (folds - 2) // folds, 1), judged=True),
+        "on_epoch": on_epoch,
+        "folds": folds,
+        "vectorize": jax.default_backend() != "cpu" and members * folds * x.nbytes <= VECTORIZE_BYTES,
+        "mesh": mesh,
+        "scored": scored,
+    }
+    shared = x, t, class_weights
+    alone = mesh is not None or has_source(x)
+    done = _crossfit(shared, runs, **static) if alone else side_by_side(_crossfit, shared, runs, **static)
+    out, fitted = jax.tree.map(lambda leaf: leaf.reshape(members, folds, *leaf.shape[1:]), done)
+    fold = jnp.asarray(np.stack([fold for fold, _ in dealt]), jnp.int32)
+    return None if out is None else _in_place(out, ids[2].reshape(members, folds, -1), t.size), fold, fitted
 
 
-@functools.partial(jax.jit, static_argnames=("model", "training", "on_epoch", "vectorize", "mesh", "scored"))
+@functools.partial(jax.jit, static_argnames=("model", "training", "on_epoch", "folds", "vectorize", "mesh", "scored"))
 def _crossfit(
-    keys: Any,
-    ids: Any,
-    x: Any,
-    t: Any,
-    augments: Any,
-    weights: Any,
+    shared: Any,
+    runs: Any,
     *,
     model: Model,
     training: Training,
     on_epoch: Callable[..., None] | None,
+    folds: int,
     vectorize: bool,
     mesh: Mesh | None,
     scored: bool,
 ) -> tuple[Array | None, Fitted]:
-    members, folds = keys.shape
-
     def one(shared: Any, args: Any) -> tuple[Array | None, Fitted]:
         x, t, weights = shared
         key, (train, valid, own), place, augment = args
@@ -158,21 +160,14 @@ def _crossfit(
         fitted = train_one(key, some(x, train), t[train], held_out, augment, weights, names, model, training, on_epoch)
         return logits(model, fitted.params, some(x, jnp.minimum(own, t.size - 1))) if scored else None, fitted
 
-    flat, each = (
-        jax.tree.map(shape, tree) for tree, shape in ((ids, _flat), (augments, lambda x: jnp.repeat(x, folds, 0)))
-    )
-    args = (keys.reshape(-1), flat, jnp.arange(members * folds), each)
-    cut = not isinstance(x, Source)
-    done = each_run(one, (x, t, weights), args, mesh=mesh, together=vectorize, cut=cut)
-    out, fitted = jax.tree.map(lambda leaf: leaf.reshape(members, folds, *leaf.shape[1:]), done)
-    if not scored:
-        return None, fitted
-    empty = jnp.zeros((t.size, out.shape[-1]), out.dtype)
-    return jax.vmap(lambda own, out: empty.at[own].set(out, mode="drop"))(ids[2], out), fitted
+    return each_run(one, shared, runs, mesh=mesh, together=vectorize, cut=not has_source(shared))
 
 
-def _flat(x: Array) -> Array:
-    return jnp.reshape(x, (-1, *x.shape[2:]))
+@functools.partial(jax.jit, static_argnames="n")
+def _in_place(out: Array, own: Array, n: int) -> Float[Array, "members n K"]:
+    """Each fold's logits `[members, folds, s, K]` where its samples `[members, folds, s]` are."""
+    empty = jnp.zeros((n, out.shape[-1]), out.dtype)
+    return jax.vmap(lambda own, out: empty.at[own].set(out, mode="drop"))(own, out)
 
 
 def _deal(key: KeyArray, t: np.ndarray, folds: int) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:

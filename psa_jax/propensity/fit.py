@@ -12,8 +12,8 @@ from jaxtyping import Key
 
 from psa_jax.arguments import checked
 from psa_jax.data.codes import check_codes, count_codes
-from psa_jax.data.source import Source, map_parts, reading
-from psa_jax.devices import check_mesh, each_run, spread
+from psa_jax.data.source import Source, has_source, map_parts, reading
+from psa_jax.devices import check_mesh, each_run, side_by_side, spread
 from psa_jax.propensity.augment import as_tree, in_turn
 from psa_jax.propensity.checks import check
 from psa_jax.propensity.loop import Fitted, minimise
@@ -97,7 +97,7 @@ def fit_ensemble(
     on_epoch: Callable[..., None] | None = None,
     mesh: Mesh | None = None,
 ) -> Fitted:
-    """Trains one classifier for each key, in one program: `vmap` on accelerators, `lax.map` on the CPU.
+    """Trains one classifier for each key: by `vmap` on accelerators, as many at once as there are cores on a CPU.
 
     Args:
         keys: `[members]`. Member i is what `fit(keys[i], ...)` gives, up to rounding.
@@ -128,20 +128,15 @@ def fit_ensemble(
     with reading(*_features(x, valid)) as wait:
         x, t, valid = check(model, x, t, valid, class_weights, training)
         training = training.annealed(t.size, judged=valid is not None)
-        fitted = _ensemble(
-            keys,
-            x,
-            t,
-            valid,
-            in_turn(augment, keys.shape[0]),
-            class_weights,
-            model=model,
-            training=training,
-            on_epoch=on_epoch,
-            vectorize=jax.default_backend() != "cpu",
-            mesh=mesh,
-        )
-        return wait(fitted)
+        shared = x, t, valid, class_weights
+        runs = keys, jnp.arange(keys.shape[0]), in_turn(augment, keys.shape[0])
+        vectorize = jax.default_backend() != "cpu"
+        static: Any = {
+            "model": model, "training": training, "on_epoch": on_epoch, "vectorize": vectorize, "mesh": mesh,
+        }  # fmt: skip
+        if mesh is not None or has_source(shared):
+            return wait(_ensemble(shared, runs, **static))
+        return side_by_side(_ensemble, shared, runs, **static)
 
 
 @checked
@@ -235,12 +230,8 @@ _fit = jax.jit(train_one, static_argnames=("model", "training", "on_epoch"))
 
 @functools.partial(jax.jit, static_argnames=("model", "training", "on_epoch", "vectorize", "mesh"))
 def _ensemble(
-    keys: Any,
-    x: Any,
-    t: Any,
-    valid: Any,
-    augments: Any,
-    weights: Any,
+    shared: Any,
+    runs: Any,
     *,
     model: Model,
     training: Training,
@@ -253,9 +244,7 @@ def _ensemble(
         key, member, augment = args
         return train_one(key, x, t, valid, augment, weights, {"member": member}, model, training, on_epoch)
 
-    args = keys, jnp.arange(keys.shape[0]), augments
-    cut = not any(isinstance(side, Source) for side in (x, *(valid or ())))
-    return each_run(one, (x, t, valid, weights), args, mesh=mesh, together=vectorize, cut=cut)
+    return each_run(one, shared, runs, mesh=mesh, together=vectorize, cut=not has_source(shared))
 
 
 def _features(x: Any, valid: Any) -> tuple[tuple[str, Any], ...]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,8 @@ import optax
 from psa_jax.propensity.model import Model
 from psa_jax.propensity.training import ADAMW, Training
 from psa_jax.types import Array, Float, Int, KeyArray, PyTree, known, pytree, static, take
+
+_TELLING = threading.RLock()
 
 
 @pytree
@@ -128,7 +131,7 @@ def minimise(
             valid = valid_loss(params).astype(jnp.float32)
             best = _where(valid < best[1], (params, valid, epoch), best)
         if on_epoch is not None:
-            jax.debug.callback(on_epoch, epoch, train, valid, **told)
+            jax.debug.callback(_in_turn(on_epoch), epoch, train, valid, **told)
         return (params, state, best), (train, valid, True)
 
     def skip(carry: Any, epoch: Array) -> Any:
@@ -149,6 +152,16 @@ def minimise(
     if best is not None:
         params, _, best_epoch = best
     return Fitted(params, History(train, valid, best_epoch, epochs_run), model=model)
+
+
+def _in_turn(function: Callable[..., None]) -> Callable[..., None]:
+    """The same, called once at a time: trainings side by side call from threads of their own."""
+
+    def call(*args: Any, **named: Any) -> None:
+        with _TELLING:
+            function(*args, **named)
+
+    return call
 
 
 def _least(loss: Array) -> np.ndarray:

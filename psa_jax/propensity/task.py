@@ -11,7 +11,8 @@ from jax.sharding import Mesh
 from jaxtyping import Key
 
 from psa_jax.data.samples import Modality
-from psa_jax.data.source import Source, reading
+from psa_jax.data.source import Source, has_source, reading
+from psa_jax.devices import cores
 from psa_jax.progress import Watch
 from psa_jax.propensity.augment import as_tree
 from psa_jax.propensity.crossfit import crossfit_members
@@ -79,7 +80,8 @@ class Task:
         sides, epochs = (self.learn, self.target, self.valid), self.training.epochs
         assert epochs is not None
         total = self.keys.shape[0] * (self.folds or 1) * epochs
-        self.watch.begin("classifiers", total, modality=self.name, epochs=epochs)
+        together = self.mesh.size if self.mesh is not None else 1 if has_source(self.learn.x) else cores()
+        self.watch.begin("classifiers", total, modality=self.name, epochs=epochs, together=together)
         with reading(*((f"modality {self.name}: x", side.x) for side in sides if side is not None)) as wait:
             return wait(self._by_folds() if self.target is None else self._held_out())
 

@@ -173,7 +173,9 @@ def test_members_that_train_together_read_together():
     x, keys = psa.source(X), jax.random.split(KEY, 2)
     options = {"model": psa.linear(3), "training": QUICK, "on_epoch": None, "mesh": None}
     together, apart = (
-        _ensemble(keys, x, jnp.asarray(T, jnp.int32), None, None, None, vectorize=vectorize, **options)
+        _ensemble(
+            (x, jnp.asarray(T, jnp.int32), None, None), (keys, jnp.arange(2), None), vectorize=vectorize, **options
+        )
         for vectorize in (True, False)
     )
     close(together, apart)
