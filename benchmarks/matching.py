@@ -1,11 +1,11 @@
 """Speed, memory and error of the matchers beside ott-jax, POT and scikit-learn: `python -m benchmarks.matching`.
 
 Everything runs in one process on the device JAX finds, on the same inputs (K realistic logits, Euclidean costs,
-eps 0.05) and to the same L1 error of the marginals, 1e-3. `--large` adds the sizes that want an accelerator; they are
-run by themselves where there is one. Compilation is reported apart; run times are medians, of one run for ott-jax, POT
-and scikit-learn, which do some of the treatments only where that takes minutes, as the row says. Iterations
+eps 0.05) and to the same L1 error of the marginals, 1e-3. `--large` runs, instead, the sizes that want an accelerator,
+and writes `results/matching_large.json`. Compilation is reported apart; run times are medians, of one run for ott-jax,
+POT and scikit-learn, which do some of the treatments only where that takes minutes, as the row says. Iterations
 count those of the anneal, which are as dear. Peak memory is what the process held during the row, what earlier rows
-left in it included.
+left in it included; of an accelerator it is the most since the process began.
 """
 
 import argparse
@@ -356,11 +356,18 @@ def compared(pot_limit):
 def large():
     """The sizes for an accelerator."""
     yield ours(12, 1667)
+    yield ott_alone(12, 1667)
+    yield ott_alone(12, 1667, momentum=1.5)
+    with contextlib.suppress(ImportError):
+        yield pot(12, 1667, 3, "torch")
+    yield gradient(12, 1667)
     yield ours(1000, 200)
-    yield ours(1000, 2000, repeats=3)
+    for k in (1, 100):
+        yield from shared_neighbours(10_000, k)
+    yield ours(1000, 2000, repeats=1)
     settings = {"num_logits": 32, "repeats": 1, "max_iters": 100}
     yield ours(1, 100_000, name="psa_jax, tiles, 100 iterations", **settings)
-    yield ours(1, 100_000, name="psa_jax, stored, 100 iterations", memory=2**38, **settings)
+    yield ours(1, 60_000, name="psa_jax, stored, 100 iterations", memory=2**38, **settings)
 
 
 def plot(rows):
@@ -398,7 +405,7 @@ def plot(rows):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--large", action="store_true", help="the sizes for an accelerator as well")
+    parser.add_argument("--large", action="store_true", help="the sizes for an accelerator instead")
     parser.add_argument("--pot-limit", type=int, default=1600, help="largest treatment for POT (minutes at 1600)")
     parser.add_argument("--draw", action="store_true", help="the picture anew, from the results there are")
     args = parser.parse_args()
@@ -408,19 +415,18 @@ def main():
     warnings.filterwarnings("ignore", module="ot")
     copy, product = limits()
     rows = []
-    for found in compared(args.pot_limit):
-        print({key: value for key, value in found.items() if value not in (None, "")}, file=sys.stderr, flush=True)
-        rows.append(found)
-    if args.large or ON_ACCELERATOR:
-        for found in large():
-            print(found, file=sys.stderr, flush=True)
+    with contextlib.suppress(KeyboardInterrupt):  # which keeps the rows so far
+        for found in large() if args.large else compared(args.pot_limit):
+            print({key: value for key, value in found.items() if value not in (None, "")}, file=sys.stderr, flush=True)
             rows.append(found)
     reached(rows, copy, product)
     compare(rows)
-    exponents(rows)
     settings = {"eps": EPS, "tolerance": TOL, "copy (GB/s)": copy, "float32 product (TFLOP/s)": product}
-    name = "matching" if not ON_ACCELERATOR else "matching_gpu"
-    save(name, settings, rows)
+    if args.large:
+        save("matching_large", settings, rows)
+        return
+    exponents(rows)
+    save("matching" if not ON_ACCELERATOR else "matching_gpu", settings, rows)
     plot(rows)
 
 

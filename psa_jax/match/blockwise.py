@@ -19,7 +19,7 @@ from psa_jax.data.groups import Bucket, Groups
 from psa_jax.devices import check_mesh, each_device, replicated, spread, spread_over
 from psa_jax.types import Array, PyTree, float_dtype, take
 
-PAIRS_AT_ONCE = 2**31
+PAIRS_AT_ONCE = 2**27  # which keep an accelerator busy; each solve waits for the slowest beside it
 LAMBDAS = 8
 
 
@@ -36,7 +36,7 @@ def blockwise(
             traced). A module-level function compiles once, a fresh lambda each time. A matcher that returns a tuple of
             couplings gives a tuple of blocked ones.
         chunk: static; how many treatments are solved side by side. By default one after the other on the CPU, where
-            lanes would wait for the slowest, and as many of a bucket as hold 2^31 pairs on
+            lanes would wait for the slowest, and as many of a bucket as hold 2^27 pairs on
             accelerators. It never changes a result.
         mesh: static; the devices to use, all of its axes: of each bucket of treatments as many as the devices divide
             are dealt to them, the few that are left, such as a giant alone in its bucket, are solved by all of them
