@@ -46,10 +46,25 @@ class Masked:
         inner = across(self.kernel)
         return None if inner is None else Masked(inner)
 
+    def sums(self, left: Any, right: Any, args: Any, y: Array) -> Array | None:
+        """Those of the inner kernel, where it knows them."""
+        (left, real_left), (right, real_right) = left, right
+        found = sums(self.kernel, left, right, args, jnp.where(real_right[:, None], y, 0))
+        return None if found is None else jnp.where(real_left[:, None], found, 0)
+
 
 def across(kernel: Callable) -> Callable | None:
     """The kernel `k'` with `k'(right, left, args) = k(left, right, args).T`, of kernels that know theirs."""
     return getattr(kernel, "across", None)
+
+
+def sums(kernel: Callable, left: Any, right: Any, args: Any, y: Float[Array, "m d"]) -> Float[Array, "n d"] | None:
+    """`sum_j exp kernel(left_i, right_j) y_j` of kernels that know it without all pairs; None of others.
+
+    Such a kernel is symmetric: the sides may be exchanged.
+    """
+    known = getattr(kernel, "sums", None)
+    return None if known is None else known(left, right, args, y)
 
 
 @pytree
@@ -137,6 +152,17 @@ class Coupling:
         """`apply`, told (static) whether there are values in `y` that are not finite."""
         flat = y.reshape(y.shape[0], -1)
         finite = jnp.isfinite(flat)
+        sides = (self.right, self.left) if self.flipped else (self.left, self.right)
+
+        def summed(values: Array) -> Any:
+            return sums(self.kernel, *sides, self.args, values)
+
+        total = summed(jnp.where(finite, flat, 0).astype(float_dtype(flat)))
+        if total is not None:
+            mass = summed(jnp.ones((flat.shape[0], 1), total.dtype))
+            mean = total / jnp.where(mass > 0, mass, 1)
+            met = summed((~finite).astype(total.dtype)) > 0 if gaps else False
+            return jnp.where(met, jnp.nan, mean).reshape(-1, *y.shape[1:])
 
         def average(i: Array) -> Array:
             p, _ = _normalise(self.log_mass(i))

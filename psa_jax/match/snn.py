@@ -32,6 +32,27 @@ class SharedNeighbours:
         shared = (shared if flip else shared.T).astype(args.dtype)
         return jnp.where(shared > 0, jnp.log(jnp.where(shared > 0, shared / (args - shared), 1)), -jnp.inf)
 
+    def sums(self, left: tuple[Array, Array], right: tuple[Array, Array], args: Array, y: Array) -> Array | None:
+        """`sum_j w_ij y_j` `[n, d]` in O(n + m), where each list has one neighbour: by lists, and by pairs of them."""
+        if any(ids.shape[1] > 1 for ids in (*left, *right)):
+            return None
+        n, number = left[0].shape[0], left[0].shape[0] + y.shape[0]
+        number = max(number, self.num_rows, self.num_cols) + 1
+        ids = [jnp.concatenate([mine[:, 0], theirs[:, 0]]) for mine, theirs in zip(left, right, strict=True)]
+        real = [x < number for x, number in zip(ids, (self.num_rows, self.num_cols), strict=True)]
+        order = jnp.lexsort(ids)
+        new = (ids[0][order][1:] != ids[0][order][:-1]) | (ids[1][order][1:] != ids[1][order][:-1])
+        both = jnp.zeros_like(order).at[order].set(jnp.cumsum(jnp.append(False, new), dtype=order.dtype))
+
+        def among(same: Array, real: Array) -> Array:
+            """For each row the sum over the columns whose id is the same."""
+            summed = jax.ops.segment_sum(jnp.where(real[n:, None], y, 0), same[n:], number)
+            return jnp.where(real[:n, None], summed[same[:n]], 0)
+
+        one, two = ((s / jnp.where(args > s, args - s, 1)).astype(y.dtype) for s in (1, 2))
+        single = among(ids[0], real[0]) + among(ids[1], real[1])
+        return one * single + (two - 2 * one) * among(both, real[0] & real[1])
+
 
 @checked
 def snn(

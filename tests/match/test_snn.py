@@ -164,3 +164,22 @@ def test_no_k_at_all():
     u, v = pair_of_clouds(4, 5)
     with pytest.raises(ValueError, match="k: expected at least one"):
         psa.snn(u, v, uniform(4), uniform(5), k=())
+
+
+@pytest.mark.parametrize("k", [1, 2])
+@pytest.mark.parametrize("distinct", [2, 100])
+@pytest.mark.parametrize("flipped", [False, True])
+def test_projections_are_those_of_all_pairs(k, distinct, flipped):
+    """With one neighbour they are sums by neighbour, without pairs: of equal samples, padding and gaps too."""
+    rng = np.random.default_rng(0)
+    u, v = (jnp.asarray(rng.normal(size=(distinct, 3))[rng.integers(0, distinct, n)], jnp.float32) for n in (17, 23))
+    a, b = jnp.ones(17).at[-3:].set(0), jnp.ones(23).at[:4].set(0)
+    C = psa.snn(u, v, a, b, k=k)
+    plan, C = (np.asarray(C.dense(), np.float64).T, C.T) if flipped else (np.asarray(C.dense(), np.float64), C)
+    y = rng.normal(size=(plan.shape[1], 2)).astype(np.float32)
+    np.testing.assert_allclose(C.apply(jnp.asarray(y)), rows(plan) @ y, atol=1e-6)
+    gaps = jnp.asarray(y).at[5, 0].set(jnp.nan)
+    expected = np.where(plan[:, [5]] > 0, [[np.nan, 0]], 0) + rows(plan) @ np.where(np.isnan(gaps), 0, gaps)
+    np.testing.assert_allclose(C.apply(gaps), expected, atol=1e-6)
+    gradient = jax.grad(lambda y: (C.apply(y) ** 2).sum())(jnp.asarray(y))
+    np.testing.assert_allclose(gradient, 2 * rows(plan).T @ rows(plan) @ y, atol=1e-5)
