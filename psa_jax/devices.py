@@ -119,7 +119,14 @@ def side_by_side(program: Callable[..., PyTree], shared: PyTree, runs: PyTree, *
         found = list(pool.map(lambda run: jax.block_until_ready(compiled(shared, run)), each))
     finally:
         pool.shutdown(cancel_futures=True)
-    return jax.tree.map(lambda *leaves: jnp.asarray(np.concatenate(leaves)), *found)
+    return jax.tree.map(_joined, *found)
+
+
+def _joined(*leaves: Array) -> Array:
+    """Leading axes of one each joined: on the host, as every number of them would be another program."""
+    if jnp.issubdtype(leaves[0].dtype, jax.dtypes.prng_key):
+        return jnp.concatenate(leaves)
+    return jnp.asarray(np.concatenate(leaves))
 
 
 def cores() -> int:

@@ -65,7 +65,7 @@ def demo(
     ] = None,
     epochs: Annotated[
         int | None,
-        typer.Option(min=1, max=MOST, help="Passes over the data. Default: 15 for balls, 800 steps for digits."),
+        typer.Option(min=1, max=MOST, help="Passes over the data. Default: 15 for balls, 550 steps for digits."),
     ] = None,
     force: Force = False,
     debug: Debug = False,
@@ -180,7 +180,7 @@ def align(
     quick: Annotated[bool, typer.Option("--quick", help="For a first look: one classifier, three folds.")] = False,
     epochs: Annotated[
         int | None,
-        typer.Option(min=1, max=MOST, help="The most passes over the data. Default: as many as make 800 steps."),
+        typer.Option(min=1, max=MOST, help="The most passes over the data. Default: as many as make 550 steps."),
     ] = None,
     members: Annotated[
         int | None,

@@ -18,7 +18,7 @@ class Learner:
     """Every setting of one modality's propensity scores; the arguments `a` and `b` of `align`.
 
     Attributes:
-        model: the classifier of the treatment; by default `mlp((256, 256), K)` for vectors `[n, d]` and
+        model: the classifier of the treatment; by default `mlp((128, 128), K)` for vectors `[n, d]` and
             `conv((32, 64, 128), K)` for images `[n, H, W, C]`, K the number of treatments.
         augment: `(key, batch) -> batch`, a random change that smooths the propensity, or None; or a tuple of such,
             which members take in turn, as by default: noise of 0.3, 0.7 and 1.2 standard deviations for vectors,

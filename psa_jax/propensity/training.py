@@ -8,7 +8,7 @@ from jax.core import Tracer
 
 ADAMW = optax.adamw(1e-3, weight_decay=1e-4)
 STEPS, FEWEST_EPOCHS, MOST_EPOCHS = 2000, 20, 500
-ANNEALED_STEPS, FEWEST_ANNEALED, PEAK = 800, 5, 5e-3
+ANNEALED_STEPS, FEWEST_ANNEALED, PEAK = 550, 5, 5e-3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Training:
             5e-3 to zero over all steps, for predictors and baselines with rate 1e-3. Give one that is made once: a
             new `optax.adam(...)` is a new function, and compiles again.
         epochs: the most passes over the samples; by default as many as make 2000 steps, at least 20 and at most 500;
-            for classifiers with the falling rate 800 steps, at least 5 and at most 500 epochs.
+            for classifiers with the falling rate 550 steps, at least 5 and at most 500 epochs.
         batch_size: samples in a step, at most all of them.
         patience: stop after that many epochs without a lower loss on validation data; by default a fifth of the
             epochs where there are such data, a third with the falling rate. `patience=epochs` never stops.
