@@ -407,10 +407,17 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--large", action="store_true", help="the sizes for an accelerator instead")
     parser.add_argument("--pot-limit", type=int, default=1600, help="largest treatment for POT (minutes at 1600)")
+    parser.add_argument("--snn", action="store_true", help="shared neighbours alone, in the place of their rows")
     parser.add_argument("--draw", action="store_true", help="the picture anew, from the results there are")
     args = parser.parse_args()
     if args.draw:
         plot(json.loads((HERE / "results" / "matching.json").read_text())["rows"])
+        return
+    if args.snn:
+        record = json.loads((HERE / "results" / "matching.json").read_text())
+        rows = [found for found in record["rows"] if "SNN" not in found["method"]]
+        rows += [found | {"share of peak": None} for k in (1, 100) for found in shared_neighbours(10_000, k)]
+        save("matching", record["settings"], rows)
         return
     warnings.filterwarnings("ignore", module="ot")
     copy, product = limits()

@@ -58,7 +58,10 @@ def test_it_is_short():
 
 @pytest.mark.parametrize(
     ("path", "names"),
-    [("README.md", {"quality", "seconds"}), ("benchmarks/README.md", {"datasets", "smoothing", "joint", "matching"})],
+    [
+        ("README.md", {"quality", "seconds"}),
+        ("benchmarks/README.md", {"datasets", "smoothing", "joint", "matching", "matching_large"}),
+    ],
 )
 def test_tables_are_those_of_the_results(path, names, monkeypatch):
     text = (ROOT / path).read_text()

@@ -127,6 +127,8 @@ def check(u: Any, v: Any, a: Any, b: Any) -> None:
             raise ValueError(f"{name}: expected rank 2 or more, [samples, ...], got shape {scores.shape}")
         if not scores.shape[0]:
             raise ValueError(f"{name}: expected at least one sample, got shape {scores.shape}")
+        if 0 in scores.shape[1:]:
+            raise ValueError(f"{name}: expected at least one score of each sample, got shape {scores.shape}")
         if weights.shape != scores.shape[:1]:
             raise ValueError(
                 f"{weight_name}: expected shape {scores.shape[:1]}, one weight for each row of {name}, "

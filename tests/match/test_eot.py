@@ -270,6 +270,7 @@ def test_bad_settings(settings, message):
         (((4, 2), (5, 2), 4, 4), r"b: expected shape \(5,\)"),
         (((4, 2), (5, 3), 4, 5), "the same features"),
         (((0, 2), (5, 2), 0, 5), "u: expected at least one sample"),
+        (((4, 0), (5, 0), 4, 5), "u: expected at least one score of each sample"),
     ],
 )
 @pytest.mark.parametrize("matcher", [psa.sinkhorn, psa.snn, psa.nearest, psa.assignment])
