@@ -123,8 +123,11 @@ def side_by_side(program: Callable[..., PyTree], shared: PyTree, runs: PyTree, *
 
 
 def _joined(*leaves: Array) -> Array:
-    """Leading axes of one each joined: on the host, as every number of them would be another program."""
-    if jnp.issubdtype(leaves[0].dtype, jax.dtypes.prng_key):
+    """Leading axes of one each joined: on the host, as every number of them would be another program.
+
+    Keys are not, nor what belongs to devices that the caller chose.
+    """
+    if leaves[0].committed or jnp.issubdtype(leaves[0].dtype, jax.dtypes.prng_key):
         return jnp.concatenate(leaves)
     return jnp.asarray(np.concatenate(leaves))
 

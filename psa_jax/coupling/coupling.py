@@ -157,12 +157,19 @@ class Coupling:
         def summed(values: Array) -> Any:
             return sums(self.kernel, *sides, self.args, values)
 
-        total = summed(jnp.where(finite, flat, 0).astype(float_dtype(flat)))
-        if total is not None:
-            mass = summed(jnp.ones((flat.shape[0], 1), total.dtype))
-            mean = total / jnp.where(mass > 0, mass, 1)
-            met = summed((~finite).astype(total.dtype)) > 0 if gaps else False
-            return jnp.where(met, jnp.nan, mean).reshape(-1, *y.shape[1:])
+        dtype = float_dtype(*jax.tree.leaves(self.args), flat)
+        mass = summed(jnp.ones((flat.shape[0], 1), dtype))
+        if mass is not None:
+            values = jnp.where(finite, flat, 0).astype(dtype)
+            # Sums of shares of what is near the mean neither overflow nor lose digits.
+            number = flat.shape[0]
+            unit = 2.0 ** number.bit_length()
+            centre = jax.lax.stop_gradient((values / unit).sum(0, keepdims=True) * (unit / number))
+            shares = jnp.where(finite, values / unit - centre / unit, 0)
+            mean = summed(shares) / jnp.where(mass > 0, mass, 1) * unit
+            met = summed((~finite).astype(dtype)) > 0 if gaps else False
+            found = jnp.where(met, jnp.nan, jnp.where(mass > 0, mean + centre, 0))
+            return found.reshape(-1, *y.shape[1:])
 
         def average(i: Array) -> Array:
             p, _ = _normalise(self.log_mass(i))

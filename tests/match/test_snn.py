@@ -181,5 +181,9 @@ def test_projections_are_those_of_all_pairs(k, distinct, flipped):
     gaps = jnp.asarray(y).at[5, 0].set(jnp.nan)
     expected = np.where(plan[:, [5]] > 0, [[np.nan, 0]], 0) + rows(plan) @ np.where(np.isnan(gaps), 0, gaps)
     np.testing.assert_allclose(C.apply(gaps), expected, atol=1e-6)
+    np.testing.assert_allclose(
+        C.apply(jnp.asarray(y + 1e4)), rows(plan) @ y + 1e4 * plan.any(1, keepdims=True), atol=5e-3
+    )
+    np.testing.assert_allclose(C.apply(jnp.full_like(y, 1e38))[:, 0], 1e38 * plan.any(1), rtol=1e-6)
     gradient = jax.grad(lambda y: (C.apply(y) ** 2).sum())(jnp.asarray(y))
     np.testing.assert_allclose(gradient, 2 * rows(plan).T @ rows(plan) @ y, atol=1e-5)

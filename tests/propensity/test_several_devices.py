@@ -70,3 +70,10 @@ def test_side_by_side_within_jit_is_one_program(monkeypatch):
     fit = jax.jit(lambda keys: psa.fit_ensemble(keys, MODEL, X, T, training=TRAINING))
     for ours, theirs in zip(*(jax.tree.leaves(f(KEYS[:2]).params) for f in (fit, fit.__wrapped__)), strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+def test_what_is_trained_stays_where_its_data_are(monkeypatch):
+    monkeypatch.setattr(of_devices, "cores", lambda: 2)
+    place = jax.devices()[2]
+    fitted = psa.fit_ensemble(KEYS[:2], MODEL, jax.device_put(X, place), jax.device_put(T, place), training=TRAINING)
+    assert {device for leaf in jax.tree.leaves(fitted.params) for device in leaf.devices()} == {place}
