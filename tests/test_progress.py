@@ -10,7 +10,6 @@ import pytest
 
 import psa_jax as psa
 from psa_jax.progress import Bar, Step, Watch, tell, watching
-from psa_jax.propensity.crossfit import _crossfit
 
 KEY = jax.random.key(0)
 T = jnp.arange(24) % 2
@@ -52,9 +51,23 @@ def test_align_names_modality_member_fold_and_loss():
     assert str(trained[0]) in {
         f"classifiers, modality a, member {i}, fold {f}" for i, f in itertools.product((0, 1), range(3))
     }
-    before = _crossfit._cache_size()
-    psa.align(KEY, DATA, a=LEARNER, b=LEARNER, progress=lambda step: None)
-    assert _crossfit._cache_size() == before  # another listener is no other program
+
+
+def test_another_listener_is_no_other_program():
+    traced = []
+
+    def apply(params, x, *, train, key):
+        traced.append(train)
+        return LEARNER.model.apply(params, x, train=train, key=key)
+
+    model = psa.Model(LEARNER.model.init, apply, LEARNER.model.trainable)
+    counts = []
+    for listener in ([].append, lambda step: None):
+        psa.crossfit(KEY, model, X, T, folds=3, training=LEARNER.training)
+        with watching(listener) as watch:
+            psa.crossfit(KEY, model, X, T, folds=3, training=LEARNER.training, on_epoch=watch.on_epoch)
+        counts.append(sum(traced))
+    assert counts[0] == counts[1] > 0
 
 
 @pytest.mark.slow

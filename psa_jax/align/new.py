@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from psa_jax.coupling.blocked import Blocked
-from psa_jax.coupling.coupling import Masked
+from psa_jax.coupling.kernel import Masked
 from psa_jax.coupling.shrink import Shrunk
 from psa_jax.data.source import Source
 from psa_jax.data.strata import Strata

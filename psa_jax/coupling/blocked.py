@@ -10,8 +10,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from psa_jax.arguments import checked
-from psa_jax.coupling.coupling import CHUNK_ELEMENTS, Coupling, kernel_name, with_gaps
+from psa_jax.coupling.coupling import CHUNK_ELEMENTS, Coupling, with_gaps
 from psa_jax.coupling.info import Info
+from psa_jax.coupling.kernel import kernel_name
 from psa_jax.coupling.table import table
 from psa_jax.devices import each_device, map_rows, spread_over
 from psa_jax.types import Array, Float, Int, KeyArray, PyTree, float_dtype, known, pytree, static

@@ -10,7 +10,8 @@ from jax.core import Tracer
 
 from psa_jax.arguments import checked
 from psa_jax.coupling.blocked import Blocked
-from psa_jax.coupling.coupling import Coupling, Masked, across, log_row_mass
+from psa_jax.coupling.coupling import Coupling, log_row_mass
+from psa_jax.coupling.kernel import Masked, across
 from psa_jax.types import Array, Float, float_dtype
 
 

@@ -10,7 +10,8 @@ from jax.core import Tracer
 
 from psa_jax.arguments import checked
 from psa_jax.coupling.blocked import Block, Blocked
-from psa_jax.coupling.coupling import Coupling, Masked, log_row_mass
+from psa_jax.coupling.coupling import Coupling, log_row_mass
+from psa_jax.coupling.kernel import Masked
 from psa_jax.coupling.shrink import Shrunk, mix
 from psa_jax.data.codes import codes
 from psa_jax.match.entropic import Gibbs

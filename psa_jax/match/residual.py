@@ -7,7 +7,8 @@ import jax.numpy as jnp
 
 from psa_jax.arguments import checked
 from psa_jax.coupling.blocked import Blocked
-from psa_jax.coupling.coupling import Coupling, Masked
+from psa_jax.coupling.coupling import Coupling
+from psa_jax.coupling.kernel import Masked
 from psa_jax.match.entropic import Gibbs
 from psa_jax.types import Array, Float, KeyArray
 

@@ -131,7 +131,7 @@ def minimise(
             valid = valid_loss(params).astype(jnp.float32)
             best = _where(valid < best[1], (params, valid, epoch), best)
         if on_epoch is not None:
-            jax.debug.callback(_in_turn(on_epoch), epoch, train, valid, **told)
+            jax.debug.callback(_one_at_a_time(on_epoch), epoch, train, valid, **told)
         return (params, state, best), (train, valid, True)
 
     def skip(carry: Any, epoch: Array) -> Any:
@@ -154,7 +154,7 @@ def minimise(
     return Fitted(params, History(train, valid, best_epoch, epochs_run), model=model)
 
 
-def _in_turn(function: Callable[..., None]) -> Callable[..., None]:
+def _one_at_a_time(function: Callable[..., None]) -> Callable[..., None]:
     """The same, called once at a time: trainings side by side call from threads of their own."""
 
     def call(*args: Any, **named: Any) -> None:

@@ -48,7 +48,7 @@ def test_a_batch_is_cut_over_devices_and_gradients_are_added():
     assert not re.search(r"f32\[64,8\]", text)
 
 
-def testcores_train_side_by_side_what_one_trains(monkeypatch):
+def test_cores_train_side_by_side_what_one_trains(monkeypatch):
     """On one core five runs are one program, on three each is a program of its own; all are told of once."""
     options = {"training": TRAINING, "valid": (X[:50], T[:50]), "augment": (psa.smoothing, None)}
     found, told = [], []
