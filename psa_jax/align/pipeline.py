@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from psa_jax.align.alignment import Alignment, AlignmentWarning
 from psa_jax.align.processes import check_same
-from psa_jax.align.resume import kept_in
+from psa_jax.align.resume import kept_in, matched_in
 from psa_jax.arguments import checked
 from psa_jax.coupling.blocked import Blocked
 from psa_jax.coupling.coupling import Coupling
@@ -82,9 +82,9 @@ def align(
             distance within treatments, none from a `psa.source`; `project` then goes by transport of the scores.
         mesh: devices to use: classifiers (members times folds) and treatments are spread over them, see `blockwise`.
             The same key gives the same result up to rounding on any mesh. Of several processes each calls this alike.
-        resume: a folder, made where there is none, in which finished classifiers are kept. Those that are there of the
-            same key, data, settings and version of JAX are not trained again; others are replaced. A `psa.source` is
-            known by 64 of its rows; models and augments that call back into Python are always trained again.
+        resume: a folder, made where there is none, in which finished classifiers and matched treatments are kept. What
+            is there of the same key, data, settings and version of JAX is not done again; the rest is replaced. A
+            `psa.source` is known by 64 of its rows; what calls back into Python is always done again.
         progress: True draws a bar (needs rich); a function is called with every `psa_jax.progress.Step`.
 
     Returns:
@@ -179,7 +179,9 @@ def align(
         watch.begin("matching", 1)
         u, v = refined.u, refined.v
         u, v = with_features(u, v, features[0], features[1], groups) if paired else (u, v)
-        coupling = blockwise(matcher, mesh=mesh)(u, v, groups)
+        match = blockwise(matcher, mesh=mesh)
+        match = match if resume is None else matched_in(resume, match)
+        coupling = match(u, v, groups)
         warn(coupling, groups, data.names)
         watch.advance()
         watch.begin("projection", 1)

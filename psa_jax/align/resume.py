@@ -1,5 +1,7 @@
-"""Going on where a run ended: finished classifiers are kept in a folder, and taken from it if they are the same."""
+"""Going on where a run ended: what is finished is kept in a folder, and taken from it if it is the same."""
 
+import dataclasses
+import functools
 import hashlib
 import importlib
 import os
@@ -10,11 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from psa_jax.align.processes import check_same, checksum, gathered
+from psa_jax.coupling.blocked import Blocked
+from psa_jax.data.groups import Bucket, Groups
 from psa_jax.data.source import Rows
 from psa_jax.propensity.task import Task, Trained
+from psa_jax.types import PyTree
 
 
 def kept_in(folder: str | os.PathLike[str]) -> Callable[[Task], Trained]:
@@ -27,40 +33,83 @@ def kept_in(folder: str | os.PathLike[str]) -> Callable[[Task], Trained]:
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"resume: expected a folder, got the file {folder}")
     folder.mkdir(parents=True, exist_ok=True)
-    archive: Any = importlib.import_module("psa_jax.io.archive")  # the room of files stands above this one
 
     def stage(task: Task) -> Trained:
-        path, told = folder / f"classifiers_{task.name}.npz", identity(task)
-        found = None
-        if path.is_file():
-            leaves, about = archive.read_leaves(path)
-            if about.get("of") == told:
-                found = archive.fitted_in(path, leaves, task.like(leaves))
-        check_same(resume=np.asarray(found is not None))
-        if found is not None:
-            return found
-        trained = task.train()
-        whole = gathered(trained)
-        if jax.process_index() == 0:
-            stored, about = archive.pack(whole)
-            archive.write_archive(path, stored, {**about, "of": told})
-        return trained
+        return _kept(folder / f"classifiers_{task.name}.npz", identity(task), task.like, task.train)
 
     return stage
 
 
+def matched_in(
+    folder: str | os.PathLike[str], match: Callable[[Any, Any, Groups], Blocked]
+) -> Callable[[Any, Any, Groups], Blocked]:
+    """What matches, but for buckets of treatments that the folder has of the same scores and matcher. On the host.
+
+    Args:
+        folder: as of `kept_in`, which has made it.
+        match: what `blockwise` gives; it is called for one bucket after the other.
+    """
+
+    def stage(u: Any, v: Any, groups: Groups) -> Blocked:
+        scores = np.frombuffer(checksum((u, v)), np.uint8)
+
+        def part(place: int, bucket: Bucket) -> Blocked:
+            own = dataclasses.replace(groups, buckets=(bucket,))
+            solve = functools.partial(match, u, v, own)
+            told = _told([jax.make_jaxpr(match)(u, v, own)], (scores, own))
+            return _kept(Path(folder) / f"coupling_{place}.npz", told, lambda _: jax.eval_shape(solve), solve)
+
+        return _joined([part(place, bucket) for place, bucket in enumerate(groups.buckets)])
+
+    return stage
+
+
+def _kept(path: Path, told: str, like: Callable[[dict[str, Any]], PyTree], make: Callable[[], PyTree]) -> Any:
+    """What `make` gives, or what the file holds if it is the same; `like` is a tree for the leaves that it has."""
+    archive: Any = importlib.import_module("psa_jax.io.archive")  # the room of files stands above this one
+    found = None
+    if path.is_file():
+        leaves, about = archive.read_leaves(path)
+        if about.get("of") == told:
+            found = archive.fitted_in(path, leaves, like(leaves))
+    check_same(resume=np.asarray(found is not None))
+    if found is not None:
+        return found
+    made = make()
+    whole = gathered(made)
+    if jax.process_index() == 0:
+        stored, about = archive.pack(whole)
+        archive.write_archive(path, stored, {**about, "of": told}, deflated=False)
+    return made
+
+
+def _joined(parts: list[Blocked]) -> Blocked:
+    """The coupling of treatments that were matched in parts of one plan."""
+    infos = [jax.tree.map(np.array, gathered(part.info)) for part in parts]
+    for part, info in zip(parts, infos, strict=True):
+        own = np.concatenate([np.asarray(gathered(block.treatment)) for block in part.blocks])
+        for leaf, value in zip(jax.tree.leaves(infos[0]), jax.tree.leaves(info), strict=True):
+            leaf[own] = value[own]
+    blocks = tuple(block for part in parts for block in part.blocks)
+    return dataclasses.replace(parts[0], blocks=blocks, info=jax.tree.map(jnp.asarray, infos[0]))
+
+
 def identity(task: Task) -> str:
-    """A checksum of all that decides what is trained: arrays, keys, the programs that train, and their constants.
+    """A checksum of all that decides what is trained."""
+    return _told(task.programs(), (task.folds, task.arrays))
+
+
+def _told(programs: list[Any], arrays: PyTree) -> str:
+    """A checksum of arrays, keys, the programs that use them, and their constants.
 
     A program that calls back into Python is never the same again: what it calls cannot be known.
     """
-    programs = task.programs()
     parts = [part for program in programs for part in _parts(program)]
     if any(_calls_back(eqn) for part in parts for eqn in part.eqns):
         return uuid.uuid4().hex
     text = "\n".join(re.sub(r"0x[0-9a-f]+", "", str(program)) for program in programs)
-    found = hashlib.sha256(f"{jax.__version__} {task.folds}\n{text}".encode())
-    found.update(checksum((task.arrays, [getattr(part, "consts", ()) for part in parts])))
+    found = hashlib.sha256(f"{jax.__version__}\n{text}".encode())
+    found.update(checksum((arrays, [getattr(part, "consts", ()) for part in parts])))
     return found.hexdigest()
 
 

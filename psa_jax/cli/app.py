@@ -173,7 +173,7 @@ def align(
         Path | None,
         typer.Option(
             metavar="FOLDER",
-            help="Keep finished classifiers here; a run that was interrupted goes on after them.",
+            help="Keep finished classifiers and matched treatments here, for a run that is started again.",
             show_default=False,
         ),
     ] = None,

@@ -142,12 +142,21 @@ def _leaf(name: str, array: np.ndarray, entry: dict[str, Any]) -> Any:
     return array.view(dtype) if dtype.kind == "V" else array
 
 
-def write_archive(path: str | os.PathLike[str], arrays: dict[str, np.ndarray], about: dict[str, Any]) -> None:
-    """Writes arrays, and what to know about them as JSON, into one archive, at once or not at all."""
+def write_archive(
+    path: str | os.PathLike[str], arrays: dict[str, np.ndarray], about: dict[str, Any], *, deflated: bool = True
+) -> None:
+    """Writes arrays, and what to know about them as JSON, into one archive, at once or not at all.
+
+    Args:
+        path: the file.
+        arrays: by name.
+        about: what to know about them.
+        deflated: whether to make the file smaller, which takes longer.
+    """
 
     def fill(file: IO[bytes]) -> None:
         # zeros and the like are stored as they are, so that no reader has to take a small file for a giant one
-        for method in (zipfile.ZIP_DEFLATED, zipfile.ZIP_STORED):
+        for method in (zipfile.ZIP_DEFLATED, zipfile.ZIP_STORED) if deflated else (zipfile.ZIP_STORED,):
             file.seek(0)
             file.truncate()
             with zipfile.ZipFile(file, "w", method) as archive:

@@ -23,7 +23,9 @@ t = np.repeat(np.arange(5, dtype=np.int32), [12, 11, 10, 9, 7])
 x, y = (rng.normal(size=(t.size, 4)).astype(np.float32) for _ in range(2))
 mesh = None if rank < 0 else jax.make_mesh((4,), ("x",), axis_types=(AxisType.Auto,))
 coupling = psa.blockwise(psa.sinkhorn, mesh=mesh)(x, y, psa.group(t, t, 5))
-data = psa.Unpaired(psa.Modality(x, t), psa.Modality(y, t), 5)
+if rank == 1:
+    psa.source(y)  # so that the source has another number in each process
+data = psa.Unpaired(psa.Modality(psa.source(x), t), psa.Modality(y, t), 5)
 quick = psa.Learner(psa.linear(5), members=1, folds=3, training=psa.Training(epochs=2))
 trained = []
 for _ in range(2):

@@ -1,6 +1,8 @@
 """Finished classifiers are taken from where they were kept, and only if they are the same."""
 
 import dataclasses
+import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +13,7 @@ from problems import learner
 from test_pipeline import LEARNER, screen
 
 import psa_jax as psa
-from psa_jax.align.resume import identity
+from psa_jax.align.resume import identity, matched_in
 from psa_jax.propensity.task import Task
 
 MODEL = LEARNER.model
@@ -169,10 +171,70 @@ def test_an_optimizer_that_knows_the_parameters():
     assert identity(task(optimizer=optimizer)) == identity(task(optimizer=optimizer))
 
 
-def test_a_damaged_file_is_named(kept, tmp_path):
+T = np.repeat(np.arange(5), [30, 28, 14, 13, 3])  # two buckets
+U, V = np.random.default_rng(0).normal(size=(2, T.size, 3)).astype(np.float32)
+
+
+def match(folder, u=U, t=T, matcher=psa.sinkhorn, mesh=None):
+    """What was matched, and how the folder's files then stand."""
+    groups = psa.group(t, T, 5)
+    found = matched_in(folder, psa.blockwise(matcher, mesh=mesh))(u, V, groups)
+    assert len(list(folder.iterdir())) == len(groups.buckets) == 2
+    return found, {path.name: path.stat().st_mtime_ns for path in sorted(folder.iterdir())}
+
+
+def test_treatments_that_were_matched_are_not_matched_again(tmp_path):
+    first, before = match(tmp_path)
+    again, after = match(tmp_path)
+    assert before == after
+    same(first, again)
+    whole = psa.blockwise(psa.sinkhorn)(U, V, psa.group(T, T, 5))
+    assert jax.tree.structure(whole) == jax.tree.structure(first)
+    for one, other in zip(jax.tree.leaves(whole), jax.tree.leaves(first), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+    (tmp_path / "coupling_1.npz").unlink()
+    again, after = match(tmp_path)
+    assert [name for name in before if before[name] != after[name]] == ["coupling_1.npz"]
+    same(first, again)
+
+
+OTHERWISE = {
+    "a setting": {"matcher": functools.partial(psa.sinkhorn, eps=0.2)},
+    "a traced setting": {"matcher": jax.tree_util.Partial(psa.sinkhorn, eps=jnp.float32(0.2))},
+    "a matcher": {"matcher": psa.snn},
+    "a score": {"u": U + (np.arange(U.size).reshape(U.shape) == 7)},
+    "the plan": {"t": np.roll(T, 1)},
+}
+
+
+@pytest.mark.parametrize("changes", OTHERWISE.values(), ids=OTHERWISE)
+def test_what_is_matched_otherwise_is_matched_again(tmp_path, changes):
+    _, before = match(tmp_path)
+    found, after = match(tmp_path, **changes)
+    assert all(before[name] != after[name] for name in before)
+    again, last = match(tmp_path, **changes)
+    assert after == last
+    same(found, again)
+
+
+def test_treatments_matched_by_several_devices_go_on(tmp_path):
+    mesh = jax.make_mesh((2,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+    first, before = match(tmp_path, mesh=mesh)
+    again, after = match(tmp_path, mesh=mesh)
+    assert before == after
+    np.testing.assert_array_equal(first.apply(V), again.apply(V))
+    np.testing.assert_allclose(
+        first.apply(V), psa.blockwise(psa.sinkhorn)(U, V, psa.group(T, T, 5)).apply(V), atol=1e-5
+    )
+    same(first.info, again.info)
+
+
+@pytest.mark.parametrize("name", ["classifiers_a.npz", "coupling_0.npz"])
+def test_a_damaged_file_is_named(kept, tmp_path, name):
     folder, _ = kept
-    (tmp_path / "classifiers_a.npz").write_bytes((folder / "classifiers_a.npz").read_bytes()[:-100])
-    with pytest.raises(ValueError, match=r"classifiers_a\.npz"):
+    for path in folder.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes()[: -100 if path.name == name else None])
+    with pytest.raises(ValueError, match=re.escape(name)):
         align(tmp_path)
 
 
