@@ -38,8 +38,8 @@ def report():
     parts = [HEAD.format(components=5, paper=published)]
     for name, found in record["sets"].items():
         seconds, cores = found["seconds"], found["environment"]["cores"]
-        told = ", ".join(f"{each} s" for each in seconds.values())
-        parts.append(f"\n## {name}\n\nSeeds {', '.join(seconds)}: {told} of processor time on {cores} cores, compilation included.\n")
+        told = ", ".join(f"{each} s" for each in seconds.values()) + f" of processor time on {cores} cores"
+        parts.append(f"\n## {name}\n\nSeeds {', '.join(seconds)}: {told}, compilation included.\n")
         for where in ("seen", "unseen"):
             rows = [{**row, "table": ""} for row in found["rows"] if row["treatments"] == where]
             rows = [{k: v for k, v in row.items() if k not in ("data", "treatments")} for row in rows]

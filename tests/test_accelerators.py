@@ -21,7 +21,8 @@ KEY, SHAPE = jax.random.key(0), jax.ShapeDtypeStruct((T.size, 6), jnp.float32)
 W = jnp.full(T.size, 1 / T.size)
 MATCHERS = {
     "sinkhorn": psa.sinkhorn,
-    "tiled": functools.partial(psa.sinkhorn, memory=2**10),
+    "tiled": functools.partial(psa.sinkhorn, memory=2**5),
+    "kept": functools.partial(psa.sinkhorn, memory=2**7),
     "ott-jax": functools.partial(psa.sinkhorn, absorb=False, newton=0),
     "unbalanced": functools.partial(psa.sinkhorn, tau_a=0.9, newton=2),
     "low rank": functools.partial(psa.low_rank_sinkhorn, rank=2),

@@ -19,7 +19,7 @@ from psa_jax.types import Array, Cost, Float, alike, solver_dtype
 
 ROUNDING_ERRORS = 1e5
 MEMORY = 2**31
-STORED_COPIES = 3
+STORED_COPIES, KEPT_COPIES = 3, 1
 MAX_ROUNDING = 0.1
 SERVED = 0.01  # the least share of its weight that a sample with a partner has
 TILE_BYTES = {"cpu": 2**20}
@@ -50,9 +50,10 @@ def sinkhorn(
     iteration is a matrix-vector product there and back, over-relaxed (Thibault et al. 2021); the first potentials
     come from a few steps at each of a falling sequence of eps (Schmitzer 2019). Gradients are implicit.
 
-    Up to `memory` the costs and the kernel are stored; beyond it both are made again in tiles whenever they are
-    needed, and memory is O(n + m) for the solve and its gradient. `info` says which. With x64 enabled problems are
-    solved in float64, whatever the type of the scores.
+    Where three times the costs are within `memory`, costs and kernel are stored. Where only once, the kernel is, and
+    costs are made in tiles to make it. Beyond, kernels are made in tiles whenever they are needed, and memory is
+    O(n + m) for the solve and its gradient. With x64 enabled problems are solved in float64, whatever the type of the
+    scores.
 
     Args:
         u: scores `[n, d]`.
@@ -68,7 +69,8 @@ def sinkhorn(
             conditions if unbalanced. float32 cannot go below about 1e-5 when cost / eps is about 200: the solver stops
             when it makes no more progress. Traced.
         max_iters: the most iterations after the anneal; static.
-        memory: bytes that one treatment may take before tiles are used; static.
+        memory: bytes that decide what of one treatment is stored, see above; stored costs take up to twice as many in
+            all. Static.
         newton: the most steps of Newton's method on the dual after the loop, for tight tolerances; static.
         absorb: static; False is ott-jax's log-domain loop on its own geometry: slower, the reference in the tests.
 
@@ -77,11 +79,11 @@ def sinkhorn(
         what was compared with `tol`, `row_error` and `col_error`, the L1 errors of the marginals of the coupling as
         delivered, `mass`, the total of the plan, `lost`, how many samples should keep their weight and have none of it,
         `rounding`, the error of the log masses from rounding costs over eps, `anneal_steps` (before `num_iters`
-        counts), `rounds` (absorptions), `newton_steps`, and which path ran: `absorbed`, `tiled`. `info.converged` is
-        False, never an exception, if `tol` was not reached, if a sample is lost, or if eps is so small that `rounding`
-        exceeds 0.1 (enable x64 then). Differentiable in `u`, `v`, `a`, `b` and `eps`, in forward and reverse mode and
-        to any order (`jax.hessian`); with tiles, memory is O(n + m) for the first order only. Of sharp plans rounding
-        hides a part of the gradient: `gradient_residual` measures it.
+        counts), `rounds` (absorptions), `newton_steps`, and which path ran: `absorbed`, `tiled` (the costs).
+        `info.converged` is False, never an exception, if `tol` was not reached, if a sample is lost, or if eps is so
+        small that `rounding` exceeds 0.1 (enable x64 then). Differentiable in `u`, `v`, `a`, `b` and `eps`, in forward
+        and reverse mode and to any order (`jax.hessian`); in tiles, memory is O(n + m) for the first order only. Of
+        sharp plans rounding hides a part of the gradient: `gradient_residual` measures it.
 
     Raises:
         ValueError: ranks and lengths that do not fit; eps, tau, tol or max_iters out of range if they are known when
@@ -130,13 +132,13 @@ def _sinkhorn(
     u, v, a, b, strength, tol = alike(*(jnp.asarray(x, dtype) for x in (u, v, a, b, strength, tol)))
     u, v = (jnp.where(jnp.isnan(x), jnp.inf, x) for x in (fill_padding(u, a), fill_padding(v, b)))  # no partner
     n, m = u.shape[0], v.shape[0]
-    tiled = STORED_COPIES * n * m * a.dtype.itemsize > memory
+    tiled, beyond = (copies * n * m * a.dtype.itemsize > memory for copies in (STORED_COPIES, KEPT_COPIES))
     block = tile_rows(m, a.dtype, memory) if tiled else n
     costs = None if tiled else pairwise(cost, u, v)
     scale, largest = _spread(u, v, costs, a, b, cost, block)
     eps = scale * strength if isinstance(eps, Relative) else strength
     scores = (u, v) if tiled else (None, None)
-    problem = Transport(*scores, costs, a, b, eps, cost, block)
+    problem = Transport(*scores, costs, a, b, eps, cost, block, not beyond)
     solved: Any = potentials(settings, problem, jax.lax.stop_gradient(scale), tol)
     f, g, report = solved
     largest = jnp.maximum(largest, jnp.maximum(jnp.abs(f).max(), jnp.abs(g).max()))
@@ -145,7 +147,7 @@ def _sinkhorn(
     # Measured on what is delivered: the law's own sums round in another way than those of the solver.
     ones = [(w > 0).astype(dtype) for w in (a, b)]
     law, potential_a, potential_b = jax.lax.stop_gradient(
-        (Transport(*scores, costs, ones[0], ones[1], eps, cost, block), left[1], right[1])
+        (Transport(*scores, costs, ones[0], ones[1], eps, cost, block, not beyond), left[1], right[1])
     )
     rows, cols = marginals(law.absorb(potential_a, potential_b, law.epsilon), *ones)
     row_error, col_error = jnp.abs(rows - a).sum(), jnp.abs(cols - b).sum()

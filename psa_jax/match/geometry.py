@@ -14,7 +14,7 @@ from ott.geometry.geometry import Geometry
 from psa_jax.devices import in_each, in_lanes, map_rows, out_of_lanes
 from psa_jax.match.cost import pairwise
 from psa_jax.match.entropic import log_density
-from psa_jax.types import Array, Cost, Float, PyTree, pytree, size, static
+from psa_jax.types import Array, Cost, Float, PyTree, pytree, size
 
 
 @pytree
@@ -22,16 +22,14 @@ class Absorbed:
     """The density at reference potentials, `E_ij = exp((f0_i + g0_j - C_ij) / eps)`: matrix-vector products only.
 
     Attributes:
-        matrix: `[n, m]`, or None: tiles of it are then made when needed.
-        tile: makes one from what `rows` has of its rows; None for a matrix.
-        rows: leaves `[n, ...]`.
-        block: static; rows of a tile.
+        matrix: `[n, m]`, or None: tiles are read, or made, one after the other.
+        tile: makes a tile from what `blocks` has of it; None for a matrix.
+        blocks: leaves `[lanes, blocks, block, ...]`; None for a matrix.
     """
 
     matrix: Any
     tile: Any
-    rows: PyTree
-    block: int = static()
+    blocks: PyTree
 
     def sweep(
         self, x: Float[Array, " m"], fn: Callable[[Array, PyTree], tuple[Array, PyTree]], rows: PyTree
@@ -53,9 +51,10 @@ class Absorbed:
             y, out = fn(_matvec(matrix, x), rest)
             return back + _vecmat(y, matrix), out
 
-        blocks = in_lanes((self.rows, rows), self.block)
+        block = jax.tree.leaves(self.blocks)[0].shape[2]
+        blocks = self.blocks, in_lanes(rows, block)
         back, out = in_each(lambda own: jax.lax.scan(one, jnp.zeros_like(x), own), blocks)
-        return out_of_lanes(out, size(self.rows)), back.sum(0)
+        return out_of_lanes(out, size(rows)), back.sum(0)
 
 
 @jax.tree_util.register_pytree_node_class
@@ -71,6 +70,7 @@ class Transport(Geometry):
         epsilon: the strength of the regularisation.
         cost: of one pair, for tiles.
         block: rows of a tile.
+        kept: whether densities are stored if costs are not; else tiles of them are made in every sweep, too.
     """
 
     def __init__(
@@ -83,10 +83,11 @@ class Transport(Geometry):
         epsilon: Any,
         cost: Cost,
         block: int,
+        kept: bool = False,
     ) -> None:
         super().__init__(cost_matrix=costs, epsilon=epsilon)
         self.u, self.v, self.a, self.b = u, v, a, b
-        self.cost, self.block = cost, block
+        self.cost, self.block, self.kept = cost, block, kept
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -122,12 +123,16 @@ class Transport(Geometry):
         return self.b * map_rows(column_sums, columns, self.block)
 
     def absorb(self, f: Array, g: Array, eps: Array) -> Absorbed:
-        """The density at the given potentials, stored if the costs are."""
+        """The density at the given potentials, stored if the costs are or if it is to be kept."""
         rows, columns = (self.u, f, self.a > 0), (self.v, g, self.b > 0)
         if self._cost_matrix is not None:
             matrix = jnp.exp(log_density(self._cost_matrix, rows[1:], columns[1:], eps))
-            return Absorbed(matrix, None, rows, self.block)
-        return Absorbed(None, jax.tree_util.Partial(_density, self, columns, eps), rows, self.block)
+            return Absorbed(matrix, None, None)
+        tile, blocks = jax.tree_util.Partial(_density, self, columns, eps), in_lanes(rows, self.block)
+        if not self.kept:
+            return Absorbed(None, tile, blocks)
+        made = in_each(lambda own: _tiles(tile, own), blocks)
+        return Absorbed(None, jax.tree_util.Partial(_same), made)
 
     def log_sweep(self, f: Array, g: Array, eps: Array) -> tuple[Array, Array]:
         """Both potentials updated in the log domain, which is safe whatever they were."""
@@ -165,7 +170,8 @@ class Transport(Geometry):
 
     def tree_flatten(self) -> Any:
         """Arrays, and what is static."""
-        return (self.u, self.v, self._cost_matrix, self.a, self.b, self._epsilon_init), (self.cost, self.block)
+        arrays = self.u, self.v, self._cost_matrix, self.a, self.b, self._epsilon_init
+        return arrays, (self.cost, self.block, self.kept)
 
     @classmethod
     def tree_unflatten(cls, aux: tuple, children: tuple) -> "Transport":
@@ -175,6 +181,28 @@ class Transport(Geometry):
 
 def _density(geometry: Transport, columns: PyTree, eps: Array, rows: PyTree) -> Array:
     return jnp.exp(geometry._tile(rows, columns, eps))
+
+
+@jax.custom_jvp
+def _tiles(tile: jax.tree_util.Partial, blocks: PyTree) -> Array:
+    """All tiles `[blocks, block, m]`, in one buffer: `lax.map` would hold two more, of zeros."""
+    form = jax.eval_shape(tile, jax.tree.map(lambda leaf: leaf[0], blocks))
+    _, potentials, _ = blocks
+    start = jnp.broadcast_to(potentials[0, 0] * 0, (size(blocks), *form.shape))  # constants would be kept, and copied
+
+    def one(i: Array, made: Array) -> Array:
+        return jax.lax.dynamic_update_index_in_dim(made, tile(jax.tree.map(lambda leaf: leaf[i], blocks)), i, 0)
+
+    return jax.lax.fori_loop(0, size(blocks), one, start)
+
+
+@_tiles.defjvp
+def _tiles_differential(primals: Any, tangents: Any) -> Any:
+    return jax.jvp(lambda tile, blocks: jax.lax.map(tile, blocks), primals, tangents)
+
+
+def _same(tile: Array) -> Array:
+    return tile
 
 
 def _exp(z: Array) -> Array:

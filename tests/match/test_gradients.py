@@ -14,9 +14,11 @@ SEEDS, N, M = 16, 24, 20
 SETTINGS = {
     "stored": {},
     "tiled": {"memory": 1024},
+    "kept": {"memory": 5000},
     "unbalanced": {"tau_a": 0.9, "tau_b": 0.95},
     "newton": {"newton": 5},
 }
+SMALL = {"tiled": {"memory": 64}, "kept": {"memory": 300}}  # of 6 x 5 in float64
 
 
 def problems(paired, dtype):
@@ -49,7 +51,7 @@ def gradients(settings):
     return jax.jit(lambda args, eps: jax.lax.map(functools.partial(one, eps=eps), args))
 
 
-@pytest.mark.parametrize("name", ["stored", "newton", *slow("tiled", "unbalanced")])
+@pytest.mark.parametrize("name", ["stored", "newton", *slow("tiled", "kept", "unbalanced")])
 def test_gradients_are_finite_and_those_of_float64(name):
     compared = 0
     single = gradients(SETTINGS[name])
@@ -108,13 +110,13 @@ def test_sharp_batches_have_finite_gradients(dtype):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["stored", "tiled", "unbalanced"])
+@pytest.mark.parametrize("name", ["stored", "tiled", "kept", "unbalanced"])
 def test_derivatives_of_any_order_and_mode(name, x64):
     """Forward mode, reverse over reverse and forward over reverse, against central differences."""
     rng = np.random.default_rng(1)
     u, v, y = (jnp.asarray(rng.normal(size=(n, 2))) for n in (6, 5, 5))
     a, b, along, step = jnp.full(6, 1 / 6), jnp.full(5, 0.2), jnp.asarray(rng.normal(size=(6, 2))), 1e-5
-    settings = {**SETTINGS[name], "newton": 5}
+    settings = {**SETTINGS[name], **SMALL.get(name, {}), "newton": 5}
 
     @jax.jit
     def loss(u, eps):

@@ -17,6 +17,7 @@ SIZES = np.array([40, 33, 31, 30, 22, 21, 17, 13, 9, 5, 3])
 MATCHERS = {
     "sinkhorn": psa.sinkhorn,
     "tiled": functools.partial(psa.sinkhorn, memory=2**12),
+    "kept": functools.partial(psa.sinkhorn, memory=2**13),
     "unbalanced": functools.partial(psa.sinkhorn, tau_a=0.9),
     "snn": psa.snn,
     "nearest": functools.partial(psa.nearest, k=2),
@@ -51,7 +52,7 @@ def alone(name):
         ("snn", (2,)),
         *(
             pytest.param(name, shape, marks=pytest.mark.slow)
-            for name, shape in [("tiled", (8,)), ("unbalanced", (2, 2)), ("nearest", (2,))]
+            for name, shape in [("tiled", (8,)), ("kept", (8,)), ("unbalanced", (2, 2)), ("nearest", (2,))]
         ),
     ],
 )
@@ -73,7 +74,7 @@ def test_a_mesh_changes_no_answer(name, shape):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["tiled"])
+@pytest.mark.parametrize("name", ["tiled", "kept"])
 def test_gradients_are_those_of_one_device(name):
     u, v, groups = problem()
 
@@ -123,7 +124,7 @@ def collectives(text):
     return found
 
 
-@pytest.mark.parametrize("memory", [2**28, 2**14], ids=["stored", "tiled"])
+@pytest.mark.parametrize("memory", [2**28, 2**14, 2**20], ids=["stored", "tiled", "kept"])
 def test_a_sweep_of_a_giant_treatment_sends_one_vector(memory):
     n, m, mesh = 512, 384, mesh_of(8)
     rng = np.random.default_rng(0)

@@ -16,7 +16,7 @@ from test_eot import directional, pad
 import psa_jax as psa
 from psa_jax.match.cost import pairwise
 
-TILES = 3 * 8 * 20
+TILES, KEPT = 3 * 8 * 20, 4000
 exact = functools.partial(psa.sinkhorn, tol=1e-11, max_iters=20000)
 
 
@@ -28,13 +28,14 @@ def test_absorbed_and_tiled_plans_are_those_of_ott_jax(x64, cost, tau):
     a, b = jnp.append(uniform(20, u.dtype), jnp.zeros(3)), uniform(17, u.dtype)
     for scale in (0.01, 0.1, 2.0):
         match = functools.partial(exact, u, v, a, b, eps=psa.relative(scale), tau_a=tau, tau_b=tau, cost=cost)
-        oracle, stored, tiled = match(absorb=False), match(), match(memory=TILES)
-        for C in (oracle, stored, tiled):
+        found = oracle, stored, tiled, kept = match(absorb=False), match(), match(memory=TILES), match(memory=KEPT)
+        for C in found:
             assert bool(C.info.converged)
         np.testing.assert_allclose(stored.dense(), oracle.dense(), atol=1e-9)
         np.testing.assert_allclose(tiled.dense(), stored.dense(), atol=1e-10)
-        paths = [(bool(C.info.details["absorbed"]), bool(C.info.details["tiled"])) for C in (oracle, stored, tiled)]
-        assert paths == [(False, False), (True, False), (True, True)]
+        np.testing.assert_allclose(kept.dense(), stored.dense(), atol=1e-10)
+        paths = [(bool(C.info.details["absorbed"]), bool(C.info.details["tiled"])) for C in found]
+        assert paths == [(False, False), (True, False), (True, True), (True, True)]
 
 
 @settings(max_examples=10, deadline=None)
@@ -207,6 +208,18 @@ def test_nothing_of_the_size_of_the_costs_is_made_in_tiles():
     assert f"[{m},{n}]" not in text
 
 
+def test_what_is_kept_of_a_treatment_is_one_kernel():
+    n, m = 4000, 3000
+    shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((n, 3), (m, 3), (n,), (m,))]
+
+    def held(memory):
+        found = jax.jit(functools.partial(psa.sinkhorn, memory=memory)).lower(*shapes).compile().memory_analysis()
+        return found.temp_size_in_bytes / (4 * n * m)
+
+    assert held(4 * n * m - 1) < 0.2
+    assert 1 < held(4 * n * m) < 1.3
+
+
 def test_one_compilation_for_data_of_one_shape():
     traced = []
 
@@ -238,7 +251,7 @@ def test_bad_settings(settings, message):
         psa.sinkhorn(u, v, uniform(4), uniform(5), **settings)
 
 
-@pytest.mark.parametrize("variant", [{}, {"memory": TILES}])
+@pytest.mark.parametrize("variant", [{}, {"memory": TILES}, {"memory": 8}])
 def test_gradients_at_coincident_points_are_finite(variant):
     u = jnp.concatenate([jnp.ones((4, 2)), jnp.arange(8.0).reshape(4, 2)])
     gradient = jax.grad(lambda u: psa.sinkhorn(u, u, uniform(8), uniform(8), **variant).apply(jnp.arange(8.0)).sum())(u)
