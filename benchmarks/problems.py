@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+import tempfile
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ import numpy as np
 
 import psa_jax as psa
 from benchmarks import datasets as known
+from benchmarks.simulated_cite import CELLS, simulated
 
 BALLS = {"small": (4000, 0, 4000, 15), "paper": (20_000, 5000, 20_000, 6)}  # train, validate, test; epochs
 PIXELS, POOLED, AT_ONCE = 128, 4, 512
@@ -70,12 +72,21 @@ def load(name: str, seed: int, scale: str, path: str | None, treatment: str | No
     if name == "file":
         loaded = psa.io.shuffle(jax.random.key(seed), _read(path, treatment))
         return Problem(name, loaded.data, loaded.truth, None, None)
+    if name == "simulated":
+        with tempfile.TemporaryDirectory() as folder:
+            path = f"{folder}/cells.h5ad"
+            simulated(seed, CELLS[scale]).write_h5ad(path)
+            return _split(name, path)
     if name == "cite" and path is not None:
-        train, truth = psa.datasets.cite_seq(path, split="train")
-        query, query_truth = psa.datasets.cite_seq(path, split="test")
-        return Problem(name, train, truth, query, query_truth)
+        return _split(name, path)
     data, _, truth, _ = known.SOURCES["bmmc" if name == "cite" else name](seed)
     return Problem(name, data, truth, None, None)
+
+
+def _split(name: str, path: str) -> Problem:
+    """The training and the test cells of a file in the layout of GSE194122."""
+    (train, truth), (query, query_truth) = (psa.datasets.cite_seq(path, split=part) for part in ("train", "test"))
+    return Problem(name, train, truth, query, query_truth)
 
 
 def pooled_balls(key: Any, n: int) -> tuple[psa.Unpaired, psa.Truth]:

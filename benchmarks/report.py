@@ -17,6 +17,7 @@ TITLES = {
     "screen": "Simulated perturbation screen",
     "digits": "Handwritten digits cut in two",
     "snare": "SNARE-seq",
+    "simulated": "A simulated file in the layout of GSE194122",
     "file": "A file",
 }
 COLOURS = {
