@@ -258,6 +258,16 @@ def test_gradients_at_coincident_points_are_finite(variant):
     chex.assert_tree_all_finite(gradient)
 
 
+def test_a_treatment_of_padding_alone_has_no_gradient():
+    u, v = pair_of_clouds(5, 4)
+
+    def loss(u, v, a, b):
+        return (psa.sinkhorn(u, v, a, b).apply(v) ** 2).sum()
+
+    for side in jax.grad(loss, argnums=(0, 1, 2, 3))(u, v, jnp.zeros(5), jnp.zeros(4)):
+        np.testing.assert_array_equal(side, jnp.zeros_like(side))
+
+
 @pytest.mark.parametrize("matcher", [functools.partial(psa.sinkhorn, eps=0.1), psa.nearest, psa.assignment, psa.snn])
 def test_a_common_offset_of_the_scores_survives_padding(matcher):
     x = np.array([[0.1], [1.2], [2.3]], np.float32)
