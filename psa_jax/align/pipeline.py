@@ -1,5 +1,6 @@
 """The whole thing: from unpaired data to a coupling."""
 
+import functools
 import os
 import warnings
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from jax.sharding import Mesh
 
 from psa_jax.align.alignment import Alignment, AlignmentWarning
 from psa_jax.align.processes import check_same
+from psa_jax.align.programs import agreed, check_alike
 from psa_jax.align.resume import kept_in, matched_in
 from psa_jax.arguments import checked
 from psa_jax.coupling.blocked import Blocked
@@ -83,8 +85,8 @@ def align(
         mesh: devices to use: classifiers (members times folds) and treatments are spread over them, see `blockwise`.
             The same key gives the same result up to rounding on any mesh. Of several processes each calls this alike.
         resume: a folder, made where there is none, in which finished classifiers and matched treatments are kept. What
-            is there of the same key, data, settings and version of JAX is not done again; the rest is replaced. A
-            `psa.source` is known by 64 of its rows; what calls back into Python is always done again.
+            is there of the same key, data, settings and version of JAX is not done again; the rest is replaced. What
+            calls back into Python is always done again.
         progress: True draws a bar (needs rich); a function is called with every `psa_jax.progress.Step`.
 
     Returns:
@@ -93,7 +95,7 @@ def align(
     Raises:
         ValueError: invalid data (see `validate`), fewer than two treatments that both modalities have, a query of
             other features or treatments, `valid` without a query, scores that are not finite; with a mesh, processes
-            that were given different data or keys.
+            that were given different data, keys, learners or matchers.
 
     Warns:
         AlignmentWarning: treatments that only one modality has, that did not converge, or whose scores have no
@@ -142,6 +144,7 @@ def align(
     number = taught.num_treatments, int(shared.size)
     rows = rows_to_look_at(jax.random.fold_in(key, 6), labels, list(learners.values()), *number)
     stage = Task.train if resume is None else kept_in(resume)
+    stage = stage if mesh is None else functools.partial(agreed, stage)
     with watching(progress) as watch:
         learnt = [
             learn(
@@ -180,6 +183,8 @@ def align(
         u, v = refined.u, refined.v
         u, v = with_features(u, v, features[0], features[1], groups) if paired else (u, v)
         match = blockwise(matcher, mesh=mesh)
+        if mesh is not None:
+            check_alike("matcher", lambda: [jax.make_jaxpr(match)(u, v, groups)])
         match = match if resume is None else matched_in(resume, match)
         coupling = match(u, v, groups)
         warn(coupling, groups, data.names)

@@ -5,9 +5,8 @@ import functools
 import hashlib
 import importlib
 import os
-import re
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from psa_jax.align.processes import check_same, checksum, gathered
+from psa_jax.align.programs import calls_back, digest
 from psa_jax.coupling.blocked import Blocked
 from psa_jax.data.groups import Bucket, Groups
-from psa_jax.data.source import Rows
 from psa_jax.propensity.task import Task, Trained
 from psa_jax.types import PyTree
 
@@ -29,10 +28,13 @@ def kept_in(folder: str | os.PathLike[str]) -> Callable[[Task], Trained]:
     Of several processes, which must all see the folder, the first one writes. What does not fit is trained anew and
     replaced; a damaged file is an error that names it.
     """
+    if not os.fspath(folder):
+        raise ValueError("resume: expected a folder, got no name")
     folder = Path(folder)
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"resume: expected a folder, got the file {folder}")
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"resume: expected a folder, got {folder}: {error.strerror}") from error
 
     def stage(task: Task) -> Trained:
         return _kept(folder / f"classifiers_{task.name}.npz", identity(task), task.like, task.train)
@@ -69,7 +71,10 @@ def _kept(path: Path, told: str, like: Callable[[dict[str, Any]], PyTree], make:
     archive: Any = importlib.import_module("psa_jax.io.archive")  # the room of files stands above this one
     found = None
     if path.is_file():
-        leaves, about = archive.read_leaves(path)
+        try:
+            leaves, about = archive.read_leaves(path)
+        except ValueError as error:
+            raise ValueError(f"resume: {error}: without this file, what it held is done again") from error
         if about.get("of") == told:
             found = archive.fitted_in(path, leaves, like(leaves))
     check_same(resume=np.asarray(found is not None))
@@ -100,34 +105,8 @@ def identity(task: Task) -> str:
 
 
 def _told(programs: list[Any], arrays: PyTree) -> str:
-    """A checksum of arrays, keys, the programs that use them, and their constants.
+    """A checksum of arrays, keys, and the programs that use them.
 
     A program that calls back into Python is never the same again: what it calls cannot be known.
     """
-    parts = [part for program in programs for part in _parts(program)]
-    if any(_calls_back(eqn) for part in parts for eqn in part.eqns):
-        return uuid.uuid4().hex
-    text = "\n".join(re.sub(r"0x[0-9a-f]+", "", str(program)) for program in programs)
-    found = hashlib.sha256(f"{jax.__version__}\n{text}".encode())
-    found.update(checksum((arrays, [getattr(part, "consts", ()) for part in parts])))
-    return found.hexdigest()
-
-
-def _parts(program: Any) -> Iterator[Any]:
-    """A program and those within it, whose constants its text does not show."""
-    yield program
-    for eqn in program.eqns:
-        for value in jax.tree.leaves(list(eqn.params.values()), is_leaf=_is_program):
-            if _is_program(value):
-                yield from _parts(value)
-
-
-def _is_program(value: Any) -> bool:
-    return hasattr(value, "eqns")
-
-
-def _calls_back(eqn: Any) -> bool:
-    """Whether values come from a function of Python, but for the rows of sources, which are told from their numbers."""
-    if eqn.primitive.name not in ("pure_callback", "io_callback"):
-        return False
-    return not isinstance(getattr(eqn.params["callback"], "callback_func", None), Rows)
+    return uuid.uuid4().hex if calls_back(programs) else hashlib.sha256(digest(programs) + checksum(arrays)).hexdigest()

@@ -39,6 +39,7 @@ class Reader:
         dtype: as they are read.
         failed: what went wrong between `start` and `stop`, or None: nothing more is read then.
         finite: whether all rows were found to be finite.
+        seen: digests of the rows that were read in whole passes, by that of their numbers.
     """
 
     def __init__(self, rows: Any, each: bool) -> None:
@@ -47,6 +48,7 @@ class Reader:
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "psa_jax source")
         self.failed: Failure | None = None
         self.finite = False
+        self.seen: dict[bytes, bytes] = {}
         if not (length := self._length()):
             raise BadRows("at least one row, got none")
         first = self._found(np.zeros(1, np.int64))

@@ -66,6 +66,8 @@ def blockwise(
         [2.0, 2.0, 3.0]
     """
     check_mesh(mesh)
+    if chunk is not None and chunk < 1:
+        raise ValueError(f"chunk: expected at least 1, got {chunk}")
     traced = split_settings(matcher)
 
     def match(u: PyTree, v: PyTree, groups: Groups) -> Any:
@@ -169,8 +171,6 @@ _match = jax.jit(_matched, static_argnames=("chunk", "mesh"))
 
 
 def _lanes(bucket: Bucket, chunk: int | None) -> int | None:
-    if chunk is not None and chunk < 1:
-        raise ValueError(f"chunk: expected at least 1, got {chunk}")
     pairs = bucket.rows.shape[1] * bucket.cols.shape[1]
     together = 1 if jax.default_backend() == "cpu" else max(1, PAIRS_AT_ONCE // pairs)
     lanes = chunk or min(together, bucket.treatment.shape[0])

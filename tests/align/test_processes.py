@@ -9,7 +9,7 @@ import pytest
 from problems import free_port
 
 SCRIPT = """
-import os, sys
+import functools, os, sys
 rank, port, out, kept = int(sys.argv[1]), *sys.argv[2:]
 import jax
 if rank >= 0:
@@ -35,6 +35,19 @@ for _ in range(2):
     trained.append("classifiers" in stages)
 print(coupling, alignment)
 told = {"projected": alignment.project(y), "scores": alignment.scores_a, "trained": np.array(trained)}
+if rank >= 0:
+    other = psa.Learner(psa.linear(5), members=1, folds=3, training=psa.Training(epochs=2 + rank))
+    uneven = {
+        "learner of modality b": {"b": other},
+        "matcher": {"matcher": functools.partial(psa.sinkhorn, eps=0.1 * (1 + rank))},
+    }
+    for name, changes in uneven.items():
+        try:
+            psa.align(jax.random.key(0), data, **{"a": quick, "b": quick, "mesh": mesh, "resume": kept, **changes})
+        except ValueError as error:
+            assert f"expected the same {name} in each, got another in [1]" in str(error), error
+        else:
+            raise AssertionError(name)
 np.savez(out, applied=coupling.apply(y), **told)
 if rank >= 0:
     jax.distributed.shutdown()
