@@ -19,9 +19,10 @@ compared with the observed test cells of b of the same treatment; distances are 
   loss: no model; what is known of b in the treatment itself, if it was seen, or in the treatment whose cells of a have
   the nearest mean, as that mean or as cells drawn there.
 - **W1**: exact in one dimension, averaged over features (standardised); **sliced W1** over 128 directions. **KL** by
-  nearest neighbours in the first {components} principal components, of observed from predicted cells. **energy**: the
-  squared energy distance. A predictor of means spreads less than cells do, which all four count against it: random
-  cells of the treatment itself are what a perfect guess without features would have.
+  nearest neighbours in the first {components} principal components, of observed from predicted cells, an estimate,
+  which may be below zero. **energy**: the squared energy distance. A predictor of means spreads less than cells do,
+  which all four count against it: random cells of the treatment itself are what a perfect guess without features would
+  have.
 - **R2 of mean effects, correlation**: of the predicted mean of a treatment less the mean of all training cells, with
   the observed one, over treatments and features.
 - **cell error / class mean**: squared error of single cells (their pairs are known), over that of the treatment's mean
