@@ -7,8 +7,9 @@ out above `--most` samples. On an accelerator it writes `results/giants_gpu.json
 """
 
 import argparse
-import contextlib
 import functools
+import itertools
+import json
 import sys
 import time
 
@@ -19,7 +20,7 @@ from scipy.optimize import linear_sum_assignment
 
 import psa_jax as psa
 from benchmarks.matching import ON_ACCELERATOR, logits
-from benchmarks.tables import save
+from benchmarks.tables import HERE, save
 from psa_jax.devices import map_rows
 from psa_jax.match.cost import pairwise
 
@@ -29,10 +30,10 @@ SHARP = functools.partial(psa.sinkhorn, cost=psa.squared_euclidean, eps=psa.rela
 SINKHORN = {"sinkhorn, eps 0.02": SHARP, "sinkhorn in tiles, eps 0.02": functools.partial(SHARP, memory=2**12)}
 METHODS = {
     **SINKHORN,
-    "low_rank_sinkhorn, rank 32": psa.low_rank_sinkhorn,
-    "low_rank_sinkhorn, rank 128": functools.partial(psa.low_rank_sinkhorn, rank=128),
     "hierarchical": psa.hierarchical,
     "hierarchical, leaf 512": functools.partial(psa.hierarchical, leaf=512),
+    "low_rank_sinkhorn, rank 32": psa.low_rank_sinkhorn,
+    "low_rank_sinkhorn, rank 128": functools.partial(psa.low_rank_sinkhorn, rank=128),
 }
 
 
@@ -83,7 +84,7 @@ def one(method, data, n):
         "method": method,
         "cost": cost,
         "over the exact one's": None,
-        "over Sinkhorn's": None,
+        "over Sinkhorn's": None,  # both by `compared`
         "marginal error": error,
         "seconds": seconds,
         "memory (MiB)": (memory.temp_size_in_bytes + memory.output_size_in_bytes) / 2**20,
@@ -98,31 +99,35 @@ def exact(data, n):
     return float(costs[linear_sum_assignment(costs)].mean())
 
 
-def compared(data, n, most):
-    """The rows of every method on one data set."""
-    found = []
-    for method in METHODS:
-        if method not in SINKHORN or n <= most:
-            found.append(one(method, data, n))
-            print(found[-1], file=sys.stderr, flush=True)
-    best = exact(data, n) if n <= EXACT else None
-    for row in found:
-        row["over the exact one's"] = row["cost"] / best if best else None
-        row["over Sinkhorn's"] = row["cost"] / found[0]["cost"] if found[0]["method"] in SINKHORN else None
-    return found
+def compared(rows):
+    """The rows with their costs over the exact one's and over Sinkhorn's, where there are such."""
+    sharp = {(row["data"], row["n"]): row["cost"] for row in rows if row["method"] == next(iter(SINKHORN))}
+    best = {place: exact(*place) for place in {(row["data"], row["n"]) for row in rows} if place[1] <= EXACT}
+    for row in rows:
+        place = row["data"], row["n"]
+        row["over the exact one's"] = row["cost"] / best[place] if place in best else None
+        row["over Sinkhorn's"] = row["cost"] / sharp[place] if place in sharp else None
+    order = [*DATA], [*METHODS]
+    return sorted(rows, key=lambda row: (row["n"], order[0].index(row["data"]), order[1].index(row["method"])))
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", default=[1000, 10_000], help="samples of a side")
-    parser.add_argument("--most", type=int, default=20_000, help="samples up to which Sinkhorn in tiles is run")
+    parser.add_argument("--most", type=int, default=20_000, help="samples up to which Sinkhorn is run")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=[*METHODS], metavar="METHOD")
     args = parser.parse_args()
-    rows = []
-    with contextlib.suppress(KeyboardInterrupt):  # which keeps the sizes so far
-        for n in args.sizes:
-            for data in DATA:
-                rows += compared(data, n, args.most)
-    save("giants_gpu" if ON_ACCELERATOR else "giants", {"sizes": args.sizes}, rows)
+    name = "giants_gpu" if ON_ACCELERATOR else "giants"
+    path = HERE / "results" / f"{name}.json"
+    rows = json.loads(path.read_text())["rows"] if path.exists() else []
+    for n, data, method in itertools.product(args.sizes, DATA, args.methods):
+        if method in SINKHORN and n > args.most:
+            continue
+        found = one(method, data, n)
+        print(found, file=sys.stderr, flush=True)
+        same = (data, n, method)
+        rows = [row for row in rows if (row["data"], row["n"], row["method"]) != same] + [found]
+        save(name, {"sizes": sorted({row["n"] for row in rows})}, compared(rows))  # so that none is lost
 
 
 if __name__ == "__main__":

@@ -9,7 +9,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from psa_jax.data.source import Source, known_by
+from psa_jax.data.source import Source
+from psa_jax.data.whole import known_by
 from psa_jax.types import PyTree
 
 ADDRESS, NUMBER, RANK = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"

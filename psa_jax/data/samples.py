@@ -9,8 +9,9 @@ import numpy as np
 from psa_jax.data.codes import check_batch, codes
 from psa_jax.data.features import features
 from psa_jax.data.labels import encode, listed
-from psa_jax.data.source import Source, not_finite, reading, some
+from psa_jax.data.source import Source, reading, some
 from psa_jax.data.strata import Strata, stratified
+from psa_jax.data.whole import not_finite
 from psa_jax.types import Array, Float, Int, known, pytree, static
 
 SHOWN = 8

@@ -7,7 +7,6 @@ are read (`psa_jax.data.reader`).
 
 import contextlib
 import dataclasses
-import hashlib
 import itertools
 import math
 import weakref
@@ -21,12 +20,10 @@ from jax.core import Tracer
 
 from psa_jax.arguments import checked
 from psa_jax.data.reader import BadRows, Reader
-from psa_jax.data.rows import bounds
 from psa_jax.devices import map_rows
 from psa_jax.types import Array, Float, Int, PyTree, brief, pytree, static
 
 HELD = 2**22  # numbers at once
-FEW = 64  # rows by which a source is known that was never read as a whole
 T = TypeVar("T")
 _READERS: "weakref.WeakValueDictionary[int, Reader]" = weakref.WeakValueDictionary()
 _NUMBERS = itertools.count()
@@ -268,36 +265,6 @@ def fold_samples(fn: Callable[[T, Array, Array, Array], T], state: T, x: Source,
         return fn(state, own, x.read(own, following), ids < n), None
 
     return jax.lax.scan(one, state, ids)[0]
-
-
-def not_finite(x: Source) -> np.ndarray:
-    """The numbers of samples with NaN or infinity, found in one pass, by which they are known again. Host only."""
-    if x.reader.finite:
-        return np.zeros(0, int)
-    n, width = x.shape[0], math.prod(x.rows[1:])
-    bad, parts, seen = [], list(bounds(n, width)), hashlib.sha256()
-    plain = dataclasses.replace(x, columns=None)
-    for (first, last), (_, end) in zip(parts, [*parts[1:], (n, n)], strict=True):
-        part = plain.reader.read(*(np.asarray(plain._own(np.arange(*pair))) for pair in ((first, last), (last, end))))
-        finite = np.isfinite(part.astype(np.float32 if part.dtype.itemsize < 4 else part.dtype, copy=False))
-        bad.append(first + np.flatnonzero(~finite.reshape(len(part), -1).all(1)))
-        seen.update(np.ascontiguousarray(part).view(np.uint8).data)
-    found = np.concatenate(bad)
-    x.reader.seen[_of(x.ids)] = seen.digest()
-    x.reader.finite = x.ids is None and not found.size
-    return found
-
-
-def known_by(x: Source) -> PyTree:
-    """Arrays that tell a source from others: digests of all that was read in whole passes, or else a few rows."""
-    if x.reader.seen:
-        seen = b"".join(key + value for key, value in sorted(x.reader.seen.items()))
-        return np.frombuffer(seen, np.uint8), x.ids, x.columns
-    return x[np.linspace(0, len(x) - 1, FEW).astype(np.int32)]
-
-
-def _of(ids: Any) -> bytes:
-    return hashlib.sha256(b"" if ids is None else np.ascontiguousarray(ids).view(np.uint8).data).digest()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from psa_jax.data.source import Source, not_finite
+from psa_jax.data.source import Source
+from psa_jax.data.whole import not_finite
 from psa_jax.propensity.model import Model
 from psa_jax.propensity.training import check_training
 from psa_jax.types import Array, KeyArray

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import psa_jax as psa
-from psa_jax.data.source import fold_samples, map_parts, map_samples, not_finite
+from psa_jax.data.source import fold_samples, map_parts, map_samples
+from psa_jax.data.whole import not_finite
 
 X = np.random.default_rng(0).normal(size=(50, 3)).astype(np.float32)
 T = np.arange(50) % 3
