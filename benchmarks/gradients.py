@@ -11,7 +11,8 @@ import psa_jax as psa
 SIZE, DIM = 64, 3
 SETTINGS = {
     "stored": {},
-    "tiled": {"memory": 2**14},
+    "tiled": {"memory": 2**13},
+    "kept": {"memory": 2**14},
     "unbalanced": {"tau_a": 0.9, "tau_b": 0.95},
     "newton": {"newton": 5},
     "bfloat16 scores": {},

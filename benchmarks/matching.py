@@ -330,7 +330,7 @@ def compared(pot_limit):
     """Rows of every method on 12 treatments, then ours alone against the number of treatments and of logits."""
     for num_treatments, n in COMPARED:
         yield ours(num_treatments, n)
-        yield ours(num_treatments, n, name="psa_jax, tiles", repeats=1, memory=12 * n * n - 1)
+        yield ours(num_treatments, n, name="psa_jax, tiles", repeats=1, memory=4 * n * n - 1)
         yield ott_alone(num_treatments, n)
         yield ott_alone(num_treatments, n, momentum=1.5)
         some = {200: 12, 600: 3, 1600: 1}[n]
@@ -367,6 +367,7 @@ def large():
     yield ours(1000, 2000, repeats=1)
     settings = {"num_logits": 32, "repeats": 1, "max_iters": 100}
     yield ours(1, 100_000, name="psa_jax, tiles, 100 iterations", **settings)
+    yield ours(1, 100_000, name="psa_jax, kernel stored, 100 iterations", memory=2**36, **settings)
     yield ours(1, 60_000, name="psa_jax, stored, 100 iterations", memory=2**38, **settings)
 
 
