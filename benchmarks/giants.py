@@ -92,6 +92,7 @@ def one(method, data, n):
     }
 
 
+@functools.cache
 def exact(data, n):
     """The least cost of all bijections."""
     u, v = (x.astype(np.float64) for x in DATA[data](n))

@@ -19,7 +19,7 @@ from psa_jax.types import Array, Cost, Float, alike, solver_dtype
 
 ROUNDING_ERRORS = 1e5
 MEMORY = 2**31
-STORED_COPIES, KEPT_COPIES = 3, 1
+STORED_COPIES = 3
 MAX_ROUNDING = 0.1
 SERVED = 0.01  # the least share of its weight that a sample with a partner has
 TILE_BYTES = {"cpu": 2**20}
@@ -132,13 +132,14 @@ def _sinkhorn(
     u, v, a, b, strength, tol = alike(*(jnp.asarray(x, dtype) for x in (u, v, a, b, strength, tol)))
     u, v = (jnp.where(jnp.isnan(x), jnp.inf, x) for x in (fill_padding(u, a), fill_padding(v, b)))  # no partner
     n, m = u.shape[0], v.shape[0]
-    tiled, beyond = (copies * n * m * a.dtype.itemsize > memory for copies in (STORED_COPIES, KEPT_COPIES))
+    held = n * m * a.dtype.itemsize
+    tiled, kept_kernel = STORED_COPIES * held > memory, held <= memory
     block = tile_rows(m, a.dtype, memory) if tiled else n
     costs = None if tiled else pairwise(cost, u, v)
     scale, largest = _spread(u, v, costs, a, b, cost, block)
     eps = scale * strength if isinstance(eps, Relative) else strength
     scores = (u, v) if tiled else (None, None)
-    problem = Transport(*scores, costs, a, b, eps, cost, block, not beyond)
+    problem = Transport(*scores, costs, a, b, eps, cost, block, kept_kernel)
     solved: Any = potentials(settings, problem, jax.lax.stop_gradient(scale), tol)
     f, g, report = solved
     largest = jnp.maximum(largest, jnp.maximum(jnp.abs(f).max(), jnp.abs(g).max()))
@@ -147,7 +148,7 @@ def _sinkhorn(
     # Measured on what is delivered: the law's own sums round in another way than those of the solver.
     ones = [(w > 0).astype(dtype) for w in (a, b)]
     law, potential_a, potential_b = jax.lax.stop_gradient(
-        (Transport(*scores, costs, ones[0], ones[1], eps, cost, block, not beyond), left[1], right[1])
+        (Transport(*scores, costs, ones[0], ones[1], eps, cost, block, kept_kernel), left[1], right[1])
     )
     rows, cols = marginals(law.absorb(potential_a, potential_b, law.epsilon), *ones)
     row_error, col_error = jnp.abs(rows - a).sum(), jnp.abs(cols - b).sum()
