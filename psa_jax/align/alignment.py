@@ -12,6 +12,7 @@ from psa_jax.align.new import (
     Prediction,
     checked_batch,
     dense,
+    drawn,
     matched_codes,
     partners,
     predicted,
@@ -34,7 +35,7 @@ from psa_jax.propensity.batches import row_of
 from psa_jax.propensity.calibration import Calibration
 from psa_jax.propensity.loop import Fitted
 from psa_jax.propensity.scorer import Scorer
-from psa_jax.types import Array, Bool, Float, Int, float_dtype, pytree, static
+from psa_jax.types import Array, Bool, Float, Int, KeyArray, float_dtype, pytree, static
 
 FILE = "alignment.npz"
 
@@ -206,13 +207,35 @@ class Alignment:
         Returns:
             Probabilities and samples of b `[n, k]`; 0 and -1 where there are fewer.
         """
-        if not isinstance(self.coupling, Blocked):
-            raise ValueError("coupling: expected one as `align` makes it, got one of a single treatment")
         if not isinstance(k, int | np.integer) or k < 1:
             raise ValueError(f"k: expected an integer of at least 1, got {k!r}")
+        return partners(*self._new(x, t, batch), k)
+
+    def sample(self, key: KeyArray, x: Any, t: Any = None, *, batch: Any = None) -> np.ndarray:
+        """A partner for each new sample of a, drawn by the law of pairs; arguments and errors as `predict`.
+
+        Drawn values spread as those of b do, where `predict` has their mean: take these for what is said of a whole
+        population (distances of distributions, shares above a level), `predict` for each sample alone. Of a sample
+        without a treatment that is drawn first, by its calibrated propensities.
+
+        Args:
+            key: a typed PRNG key; the same key draws the same partners.
+            x: `[k, ...]` new samples of a.
+            t: `[k]` their treatments, -1 where not known; None for all.
+            batch: `[k]` their batches, see `score_a`.
+
+        Returns:
+            Samples of b `[k]`, -1 for those that have no partner.
+        """
+        return drawn(key, *self._new(x, t, batch))
+
+    def _new(self, x: Any, t: Any, batch: Any) -> tuple[Blocked, Array, np.ndarray, np.ndarray, np.ndarray]:
+        """The law of pairs, and of new samples scores and what `_treatments` tells, as `new.partners` takes them."""
+        if not isinstance(self.coupling, Blocked):
+            raise ValueError("coupling: expected one as `align` makes it, got one of a single treatment")
         x = numbers("x", dense(x))
         t, weights, treatments = self._treatments(x, t, batch)
-        return partners(self.coupling, self.score_a(x, batch), weights, treatments, t, k)
+        return self.coupling, self.score_a(x, batch), weights, treatments, t
 
     def _law(self) -> Blocked:
         if self.projection is None:

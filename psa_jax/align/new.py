@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from psa_jax.arguments import checked
 from psa_jax.coupling.blocked import Blocked
 from psa_jax.coupling.kernel import Masked
 from psa_jax.coupling.shrink import Shrunk
@@ -14,7 +15,7 @@ from psa_jax.data.strata import Strata
 from psa_jax.match.entropic import Gibbs
 from psa_jax.match.extend import extend
 from psa_jax.metrics.pairs import project
-from psa_jax.types import Array, Bool, Float, pytree, take
+from psa_jax.types import Array, Bool, Float, KeyArray, pytree, take
 
 COLUMNS, ROWS = 256, 512  # values and mixed samples at a time
 
@@ -198,6 +199,22 @@ def partners(
         order = np.argsort(-p, axis=1, kind="stable")[:, :k]
         best[rows], column[rows] = np.take_along_axis(p, order, axis=1), np.take_along_axis(j, order, axis=1)
     return best, column
+
+
+@checked
+def drawn(
+    key: KeyArray, law: Blocked, u: Array, weights: np.ndarray, treatments: np.ndarray, t: np.ndarray
+) -> np.ndarray:
+    """A column for each new sample, drawn by the law of pairs, -1 for none; arguments as `predicted`.
+
+    Where the treatment is not known it is drawn first, by the propensities.
+    """
+    key_t, key_j = jax.random.split(key)
+    possible = np.nan_to_num(weights)
+    guess = treatments[np.asarray(jax.random.categorical(key_t, jnp.log(jnp.asarray(possible)), axis=-1))]
+    guess = np.where(t >= 0, t, guess)
+    known = (t >= 0) | (possible.sum(axis=1) > 0)
+    return np.where(known, np.asarray(extend(law, u, guess).sample(key_j)), -1)
 
 
 def _mixture(mean: np.ndarray, std: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

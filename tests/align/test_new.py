@@ -40,6 +40,12 @@ def new(n=7, seed=1):
     return rng.standard_normal((n, 5)).astype(np.float32) + 3 * np.eye(4, 5, dtype=np.float32)[t], t
 
 
+def rows_of(law):
+    """A law whose rows sum to one."""
+    law = np.asarray(law)
+    return law / law.sum(1, keepdims=True)
+
+
 def test_known_treatments_are_projected(data, alignment):
     x, t = new()
     found = alignment.predict(x, t, y=data.b.x)
@@ -73,6 +79,43 @@ def test_unknown_treatments_are_mixed_by_their_propensities(data, alignment, row
     np.testing.assert_allclose(every.values, mixture, rtol=1e-3, atol=1e-4)
     spread = np.einsum("kt,tkp->kp", weights, (each - mixture) ** 2)
     assert (np.asarray(every.std) ** 2 >= spread - 1e-3).all()
+
+
+def test_drawn_partners_follow_the_law(alignment):
+    x, t = new(3)
+    many = 4000
+    u = alignment.score_a(jnp.asarray(x))
+    expected = rows_of(psa.extend(alignment.coupling, u, t).dense())
+    known = alignment.sample(jax.random.key(0), np.repeat(x, many, axis=0), np.repeat(t, many))
+    scorer, fitted = alignment.scorer_a, alignment.fitted_a
+    chance = np.asarray(scorer.propensities(fitted.params, jnp.asarray(x), 2))
+    each = [rows_of(psa.extend(alignment.coupling, u, np.full(3, k)).dense()) for k in range(3)]
+    mixture = rows_of(sum(chance[:, k, None] * each[k] for k in range(3)))
+    unknown = alignment.sample(jax.random.key(1), np.repeat(x, many, axis=0))
+    for column, law in ((known, expected), (unknown, mixture)):
+        counts = np.stack([np.bincount(row, minlength=45) for row in column.reshape(3, many)])
+        assert (np.abs(counts / many - law) < 5 * np.sqrt(law / many) + 1e-3).all()
+
+
+def test_draws_without_a_partner_and_with_the_same_key(alignment):
+    x, t = new()
+    key = jax.random.key(2)
+    np.testing.assert_array_equal(alignment.sample(key, x), alignment.sample(key, x))
+    assert (alignment.sample(key, x) != alignment.sample(jax.random.key(3), x)).any()
+    column = alignment.sample(key, x, np.full(7, 1))
+    assert (column % 3 == 1).all()
+    mixed = alignment.sample(key, x, np.full(7, 3))  # a treatment that b does not have
+    assert (mixed >= 0).all()
+    x[2] = np.inf
+    with np.errstate(invalid="ignore"):
+        assert alignment.sample(key, x, t)[2] == alignment.sample(key, x)[2] == -1
+    with pytest.raises(ValueError, match="key: expected a typed key"):
+        alignment.sample(0, x)
+    with pytest.raises(ValueError, match="t: expected 7 codes"):
+        alignment.sample(key, x, t[:3])
+    single = dataclasses.replace(alignment, coupling=psa.independent(jnp.full(2, 0.5), jnp.full(4, 0.25)))
+    with pytest.raises(ValueError, match="coupling: expected one as `align` makes it"):
+        single.sample(key, x)
 
 
 def test_sparse_arrays_and_tables_are_taken(data, alignment):
