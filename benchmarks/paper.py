@@ -26,27 +26,20 @@ NAMES = ("balls", "cite", "simulated", "screen", "digits", "snare", "file")
 
 
 def measure(args, seed):
-    """All rows of one seed: `{(table, what, how): figures}`."""
+    """Yields the rows of one seed, as they are found."""
     problem = load(args.data, seed, args.scale, args.path, args.treatment)
     key_align, key_figures, key_predict = jax.random.split(jax.random.key(10_000 + seed), 3)
-    out = []
     for representation, match, coupling in alignments.couplings(key_align, problem):
-        start = time.perf_counter()
         found = alignments.figures(key_figures, coupling, problem, args.convention)
         converged = np.asarray(coupling.info.converged)
         share = float(converged[np.asarray(problem_sizes(problem)) > 0].mean()) if converged.ndim else 1.0
         names = {"representation": representation, "match": match}
-        out.append({"table": "alignment", **names, "seed": seed, "converged": share, **found})
-        print(
-            names, {k: round(v, 4) for k, v in found.items() if v is not None}, f"{time.perf_counter() - start:.0f} s"
-        )
+        yield {"table": "alignment", **names, "seed": seed, "converged": share, **found}
         jax.clear_caches()  # programs of many shapes exhaust the memory maps that Linux allows a process
     if args.convention == "ours":
         for row in predictions.rows(key_predict, problem):
-            out.append({"table": "prediction", "seed": seed, **row})
-            print(row, flush=True)
+            yield {"table": "prediction", "seed": seed, **row}
             jax.clear_caches()
-    return out
 
 
 def problem_sizes(problem):
@@ -70,18 +63,19 @@ def main():
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     name = f"paper_{args.data}_{args.scale}" + ("_convention" if args.convention == "paper" else "")
     start, rows = time.perf_counter(), []
-    for seed in range(args.seeds):  # written after each, so that a run cut short is not lost
-        rows += measure(args, seed)
-        settings = {**vars(args), "seeds": seed + 1, "path": None if args.path is None else "given"}
-        settings["seconds"] = round(time.perf_counter() - start)
-        record = {"settings": settings, "environment": environment(), "rows": rows}
-        (HERE / "results").mkdir(exist_ok=True)
-        tables.write(HERE / "results" / f"{name}.json", json.dumps(record, indent=1) + "\n")
+    for seed in range(args.seeds):
+        for row in measure(args, seed):  # written after each, so that a run cut short is not lost
+            rows.append(row)
+            settings = {**vars(args), "seeds": seed + 1, "path": None if args.path is None else "given"}
+            settings["seconds"] = round(time.perf_counter() - start)
+            record = {"settings": settings, "environment": environment(), "rows": rows}
+            (HERE / "results").mkdir(exist_ok=True)
+            tables.write(HERE / "results" / f"{name}.json", json.dumps(record, indent=1) + "\n")
+            print(settings["seconds"], "s", row, flush=True)
         if args.convention == "ours":
             draw(name, record)
         write()
         refill()
-        print(f"{settings['seconds']} s", flush=True)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy.spatial.distance import cdist
 
 import psa_jax as psa
 from benchmarks.alignments import quietly
@@ -56,27 +57,42 @@ def without(rng, cut, left_out):
     return part, place[cut.train_pair[rows]]
 
 
-def laws(key, data, pair):
+def laws(out, latents, data, pair):
     """Yields `(name, coupling)` of training samples; pairs are known to the last alone."""
-    key_align, key_vae = jax.random.split(key)
-    out = quietly(psa.align, key_align, data, a=LEARNER, b=LEARNER)
     u, v, groups = out.scores_a, out.scores_b, out.groups
     yield "class mean", psa.blockwise(class_mean)(u, v, groups)
     yield "PS+OT", out.coupling
     yield "PS+OT, calibrated", out.projection.law
     yield "PS+SNN", psa.blockwise(psa.snn)(u, v, groups)
-    yield "VAE+OT", psa.blockwise(psa.sinkhorn)(*baselines.vae(key_vae, data), groups)
+    yield "VAE+OT", psa.blockwise(psa.sinkhorn)(*latents, groups)
     yield "true pairs", known_pairs(jnp.asarray(pair, jnp.int32), data.b.t.size)
 
 
+def embedded(key, data, x):
+    """The VAE's latents of training cells of both modalities, and of cells with these features of a."""
+    both = psa.Modality(np.concatenate([data.a.x, x]), np.concatenate([data.a.t, np.zeros(len(x), int)]))
+    u, v = baselines.vae(key, data, query=psa.Unpaired(both, data.b, data.num_treatments))
+    return u[: data.a.t.size], v, u[data.a.t.size :]
+
+
 def predictions(key, data, pair, x):
-    """Yields `(coupling, loss, predicted b of cells with these features of a)`."""
+    """Yields `(coupling, loss, predicted b of cells with these features of a)`.
+
+    First predictors; then what needs none: values of partners, as means and drawn, and of the nearest cell.
+    """
     key_laws, key_fit = jax.random.split(key)
+    key_align, key_vae = jax.random.split(key_laws)
+    out = quietly(psa.align, key_align, data, a=LEARNER, b=LEARNER)
+    *latents, new = embedded(key_vae, data, x)
     model = psa.mlp((128, 128), data.b.x.shape[1])
-    for name, law in laws(key_laws, data, pair):
+    for name, law in laws(out, latents, data, pair):
         for loss in LOSSES:
             fitted = psa.fit_predictor(key_fit, model, data.a.x, data.b.x, law, loss=loss, training=TRAINING)
             yield name, loss, np.asarray(psa.predict(model, fitted.params, x))
+    y = np.asarray(data.b.x)
+    yield "PS+OT", "mean of partners", np.asarray(out.predict(x, y=y).values)
+    yield "PS+OT", "drawn partner", y[out.sample(jax.random.fold_in(key, 0), x)]
+    yield "VAE", "nearest cell", y[np.asarray(cdist(new, latents[1], "sqeuclidean")).argmin(1)]
 
 
 def by_mean(data, x, t, rng):

@@ -15,14 +15,16 @@ compared with the observed test cells of b of the same treatment; distances are 
   a quarter at a time) of everything: classifiers, couplings, predictors. What is used for it are the features of a of
   its test cells, and nothing else of the treatment but this: features are standardised over all cells of the data set,
   test ones and those left out too. Of the treatments that stay as many cells are taken as the smallest has.
-- **coupling, loss**: what a predictor (two layers of 128, 30 epochs, nothing selected) was trained through. Without a
-  loss: no model; what is known of b in the treatment itself, if it was seen, or in the treatment whose cells of a have
-  the nearest mean, as that mean or as cells drawn there.
+- **coupling, loss**: what a predictor (two layers of 128, 30 epochs, nothing selected) was trained through. Others
+  train none. "Mean of partners" is `alignment.predict` and "drawn partner" `alignment.sample`, both without the test
+  cell's treatment: its propensities weigh those that training had. "Nearest cell" takes the values of the training
+  cell of b whose latents of the VAE are nearest. Without a loss: what is known of b in the treatment itself, if it was
+  seen, or in the treatment whose cells of a have the nearest mean, as that mean or as cells drawn there.
 - **W1**: exact in one dimension, averaged over features (standardised); **sliced W1** over 128 directions. **KL** by
   nearest neighbours in the first {components} principal components, of observed from predicted cells, an estimate,
   which may be below zero. **energy**: the squared energy distance. A predictor of means spreads less than cells do,
-  which all four count against it: random cells of the treatment itself are what a perfect guess without features would
-  have.
+  which all four count against it, and drawn cells do not: random cells of the treatment itself are what a perfect
+  guess without features would have. The price of a draw is in the last column, where it pays its own spread.
 - **R2 of mean effects, correlation**: of the predicted mean of a treatment less the mean of all training cells, with
   the observed one, over treatments and features.
 - **cell error / class mean**: squared error of single cells (their pairs are known), over that of the treatment's mean

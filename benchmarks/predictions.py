@@ -114,10 +114,8 @@ def _within(predicted, true, test, seen):
 
 
 def rows(key, problem):
-    """One row of figures for each coupling and loss."""
+    """Yields one row of figures for each coupling and loss."""
     if problem.train.b.x.ndim != 2:
-        return []
-    return [
-        {"coupling": name, "loss": loss, **judge(predicted, test, truth, train, problem.unseen)}
-        for name, loss, predicted, test, truth, train in predictors(key, problem)
-    ]
+        return
+    for name, loss, predicted, test, truth, train in predictors(key, problem):
+        yield {"coupling": name, "loss": loss, **judge(predicted, test, truth, train, problem.unseen)}
