@@ -1,6 +1,6 @@
 """What an alignment is: its coupling and everything it came from."""
 
-import html
+import dataclasses
 import importlib
 import os
 from typing import Any
@@ -19,7 +19,7 @@ from psa_jax.align.new import (
     project_source,
     weighed,
 )
-from psa_jax.align.told import facts
+from psa_jax.align.told import facts, table
 from psa_jax.arguments import numbers
 from psa_jax.coupling.blocked import Blocked
 from psa_jax.coupling.coupling import Coupling
@@ -38,6 +38,7 @@ from psa_jax.propensity.scorer import Scorer
 from psa_jax.types import Array, Bool, Float, Int, KeyArray, float_dtype, pytree, static
 
 FILE = "alignment.npz"
+SIDED = ("scores", "fitted", "calibration", "member_scores", "scorer", "refined")  # with one of each modality
 
 
 class AlignmentWarning(UserWarning):
@@ -99,25 +100,10 @@ class Alignment:
     @property
     def T(self) -> "Alignment":
         """The same with the modalities exchanged; `alignment.T.project(data.a.x)` are values of a for samples of b."""
-        return Alignment(
-            self.coupling.T,
-            self.groups.T,
-            self.scores_b,
-            self.scores_a,
-            self.fitted_b,
-            self.fitted_a,
-            self.calibration_b,
-            self.calibration_a,
-            self.member_scores_b,
-            self.member_scores_a,
-            self.scorer_b,
-            self.scorer_a,
-            self.names,
-            None if self.projection is None else self.projection.T,
-            self.refined_b,
-            self.refined_a,
-            self.strata,
-            self.batches,
+        exchanged = {f"{name}_{x}": getattr(self, f"{name}_{y}") for name in SIDED for x, y in ("ab", "ba")}
+        projection = None if self.projection is None else self.projection.T
+        return dataclasses.replace(
+            self, coupling=self.coupling.T, groups=self.groups.T, projection=projection, **exchanged
         )
 
     def project(
@@ -299,13 +285,7 @@ class Alignment:
 
     def _repr_html_(self) -> str:
         """A small table, for notebooks."""
-        head, *facts = self._facts()
-        rows = "".join(
-            f"<tr><th style='text-align:left'>{html.escape(name)}</th>"
-            f"<td style='text-align:left'>{html.escape(text)}</td></tr>"
-            for name, text in facts
-        )
-        return f"<table><caption>{html.escape(head[1])}</caption>{rows}</table>"
+        return table(self._facts())
 
     def _facts(self) -> list[tuple[str, str]]:
         sides = (

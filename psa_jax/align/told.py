@@ -1,5 +1,6 @@
 """An alignment in words: sizes, what was matched, treatments by name, classifiers."""
 
+import html
 from typing import Any
 
 import numpy as np
@@ -56,3 +57,14 @@ def facts(
             text = f"{r} components of {d} columns, with {100 * float(kept.kept):.1f} % of what varies in treatments"
             told.append((f"scores of {side}", text))
     return told
+
+
+def table(told: list[tuple[str, str]]) -> str:
+    """Facts as a table of HTML, whose caption is the headline."""
+    head, *facts = told
+    rows = "".join(
+        f"<tr><th style='text-align:left'>{html.escape(name)}</th>"
+        f"<td style='text-align:left'>{html.escape(text)}</td></tr>"
+        for name, text in facts
+    )
+    return f"<table><caption>{html.escape(head[1])}</caption>{rows}</table>"
