@@ -85,8 +85,8 @@ def align(
         mesh: devices to use: classifiers (members times folds) and treatments are spread over them, see `blockwise`.
             The same key gives the same result up to rounding on any mesh. Of several processes each calls this alike.
         resume: a folder, made where there is none, in which finished classifiers and matched treatments are kept. What
-            is there of the same key, data, settings and version of JAX is not done again; the rest is replaced. What
-            calls back into Python is always done again.
+            is there of the same key, data, settings and version of JAX is not done again, which the logger `psa_jax`
+            tells at level INFO; the rest is replaced. What calls back into Python is always done again.
         progress: True draws a bar (needs rich); a function is called with every `psa_jax.progress.Step`.
 
     Returns:

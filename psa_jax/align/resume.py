@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import importlib
+import logging
 import os
 import uuid
 from collections.abc import Callable
@@ -20,6 +21,8 @@ from psa_jax.coupling.blocked import Blocked
 from psa_jax.data.groups import Bucket, Groups
 from psa_jax.propensity.task import Task, Trained
 from psa_jax.types import PyTree
+
+LOG = logging.getLogger(__name__)
 
 
 def kept_in(folder: str | os.PathLike[str]) -> Callable[[Task], Trained]:
@@ -79,6 +82,7 @@ def _kept(path: Path, told: str, like: Callable[[dict[str, Any]], PyTree], make:
             found = archive.fitted_in(path, leaves, like(leaves))
     check_same(resume=np.asarray(found is not None))
     if found is not None:
+        LOG.info("resume: %s was finished and is taken from %s", path.stem, path.parent)
         return found
     made = make()
     whole = gathered(made)

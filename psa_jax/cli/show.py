@@ -1,6 +1,7 @@
 """What the user sees: stages, progress, notes and tables."""
 
 import contextlib
+import logging
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -74,8 +75,8 @@ class Show:
 
     @contextlib.contextmanager
     def noting(self) -> Iterator[None]:
-        """Turns warnings that are meant for users into notes, one for each text."""
-        with warnings.catch_warnings(record=True) as caught:
+        """Turns warnings that are meant for users, and what the library logs, into notes, one for each text."""
+        with warnings.catch_warnings(record=True) as caught, _logged(self.note):
             warnings.simplefilter("always", UserWarning)
             yield
         for warning in caught:
@@ -112,3 +113,18 @@ class Show:
             self._live = None
         if message is not None:
             self.errors.print(f"[red]{escape(message)}[/red]")
+
+
+@contextlib.contextmanager
+def _logged(note: Callable[[str], None]) -> Iterator[None]:
+    """Passes on what the library logs."""
+    log, handler = logging.getLogger("psa_jax"), logging.Handler()
+    handler.emit = lambda record: note(record.getMessage())
+    level = log.level
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)

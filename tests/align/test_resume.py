@@ -39,10 +39,14 @@ def same(one, other):
         np.testing.assert_array_equal(x, y)
 
 
-def test_what_is_finished_is_not_trained_again(kept):
+def test_what_is_finished_is_not_trained_again(kept, caplog):
     folder, first = kept
-    again, trained = align(folder)
+    with caplog.at_level("INFO", logger="psa_jax"):
+        again, trained = align(folder)
     assert trained == set()
+    assert sorted(record.getMessage().split()[1] for record in caplog.records) == sorted(
+        path.stem for path in folder.glob("*.npz")
+    )
     same(first, again)
     assert again.summary() == first.summary()
     same(first, psa.align(KEY, DATA, a=QUICK, b=QUICK, matcher=psa.class_mean))

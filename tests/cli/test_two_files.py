@@ -251,6 +251,7 @@ def test_a_run_goes_on_after_what_is_finished(files, tmp_path):
         result = call("align", files / "rna.h5ad", files / "protein.h5ad", *BOTH, *QUICK, "--resume", kept, "--output",
                       tmp_path / place)  # fmt: skip
         assert result.exit_code == 0, result.output + result.stderr
+        assert ("classifiers_b was finished" in " ".join(result.stdout.split())) == (place == "second")
         values.append(anndata.read_h5ad(tmp_path / place / "imputed.h5ad").X)
         written = {path.name: path.stat().st_mtime_ns for path in sorted(kept.iterdir())}
         assert [*written][:3] == ["classifiers_a.npz", "classifiers_b.npz", "coupling_0.npz"]
