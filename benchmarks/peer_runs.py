@@ -170,8 +170,9 @@ def limited(command, limit, folder, core=None):
         )  # fmt: skip
         if core is not None:
             resource.prlimit(child.pid, resource.RLIMIT_CPU, (math.ceil(core), math.ceil(core)))
-        late, done = False, 0
+        late, done, memory = False, 0, 0.0
         while not done:
+            memory = max(memory, _held(child.pid))
             done, status, usage = os.wait4(child.pid, os.WNOHANG)
             if not done and not late and time.monotonic() - start > limit:
                 late = True
@@ -186,7 +187,17 @@ def limited(command, limit, folder, core=None):
         error = f"over its limit of {core:g} s of one core"
     else:
         error = _last(log, child.returncode) if child.returncode else ""
-    return Run(error, time.monotonic() - start, used, usage.ru_maxrss / 2**20)
+    return Run(error, time.monotonic() - start, used, memory)
+
+
+def _held(pid):
+    """The most memory that a process has held so far, in GiB: its own, as what `wait4` tells starts from ours."""
+    try:
+        told = pathlib.Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return 0.0
+    found = re.search(r"^VmHWM:\s+(\d+) kB", told, re.MULTILINE)
+    return int(found[1]) / 2**20 if found else 0.0
 
 
 def _last(log, code):
