@@ -116,21 +116,14 @@ def couplings(key, problem):
             yield "raw features", "GW (SCOT)", psa.blockwise(psa.gromov_wasserstein)(u, v, groups)
 
 
-def figures(key, coupling, problem, convention):
-    """What the truth says of a coupling; see `RESULTS.md` for what each figure means."""
+def figures(key, coupling, problem):
+    """What the truth says of a coupling; see `RESULTS.md` for what each figure means. The key draws partners."""
     data, truth = problem.aligned, problem.truth
     groups = psa.group(data.a.t, data.b.t, data.num_treatments)
     t, known = data.a.t, truth.pair >= 0
     seen = known & (groups.sizes_b[t] > 0)
     unseen = seen & jnp.isin(t, jnp.asarray(problem.unseen, jnp.int32)) if problem.unseen else None
     trace = jnp.where(seen, psa.trace(coupling, truth), jnp.nan)
-    if convention == "paper":
-        drawn = coupling.sample(key)
-        scores = data.b.x.reshape(data.b.t.size, -1)
-        found = jnp.where((drawn >= 0)[:, None], scores[drawn], jnp.nan)
-        rank = psa.foscttm(found, _true(scores, truth), t=t, convention="paper")
-        macro = [float(psa.by_treatment(values, t, data.num_treatments).macro) for values in (trace, rank)]
-        return {"trace (macro)": macro[0], "FOSCTTM (one draw, ties 0)": macro[1]}
     big = seen & (groups.sizes_a[t] >= BIG) & (groups.sizes_b[t] >= BIG)
     big = jnp.where(big.any(), big, seen)
     lift = trace * groups.sizes_b[t]
@@ -149,7 +142,16 @@ def figures(key, coupling, problem, convention):
     if unseen is not None:
         out["lift, unseen treatments"] = _mean(lift, unseen)
         out["error, unseen"] = _mean(wrong, unseen) / _mean(level, unseen)
-    return out
+    return out | ({} if truth.z_b is not None else published_figures(key, coupling, y, true, t, trace))
+
+
+def published_figures(key, coupling, y, true, t, trace):
+    """Trace and FOSCTTM by the paper's conventions: treatments count alike, one drawn partner, ties count for it."""
+    drawn = coupling.sample(key)
+    rank = psa.foscttm(jnp.where((drawn >= 0)[:, None], y[drawn], jnp.nan), true, t=t, convention="paper")
+    number = int(t.max()) + 1
+    trace, rank = (float(psa.by_treatment(values, t, number).macro) for values in (trace, rank))
+    return {"trace (paper's way)": trace, "FOSCTTM (paper's way)": rank}
 
 
 def _true(y, truth):

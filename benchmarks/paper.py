@@ -30,16 +30,15 @@ def measure(args, seed):
     problem = load(args.data, seed, args.scale, args.path, args.treatment)
     key_align, key_figures, key_predict = jax.random.split(jax.random.key(10_000 + seed), 3)
     for representation, match, coupling in alignments.couplings(key_align, problem):
-        found = alignments.figures(key_figures, coupling, problem, args.convention)
+        found = alignments.figures(key_figures, coupling, problem)
         converged = np.asarray(coupling.info.converged)
         share = float(converged[np.asarray(problem_sizes(problem)) > 0].mean()) if converged.ndim else 1.0
         names = {"representation": representation, "match": match}
         yield {"table": "alignment", **names, "seed": seed, "converged": share, **found}
         jax.clear_caches()  # programs of many shapes exhaust the memory maps that Linux allows a process
-    if args.convention == "ours":
-        for row in predictions.rows(key_predict, problem):
-            yield {"table": "prediction", "seed": seed, **row}
-            jax.clear_caches()
+    for row in predictions.rows(key_predict, problem):
+        yield {"table": "prediction", "seed": seed, **row}
+        jax.clear_caches()
 
 
 def problem_sizes(problem):
@@ -54,14 +53,13 @@ def main():
     parser.add_argument("--data", choices=NAMES, default="snare")
     parser.add_argument("--scale", choices=("small", "paper"), default="small")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--convention", choices=("ours", "paper"), default="ours")
     parser.add_argument("--path")
     parser.add_argument("--treatment")
     args = parser.parse_args()
     programs = tempfile.TemporaryDirectory()  # rows and seeds share their programs, which are freed after each
     jax.config.update("jax_compilation_cache_dir", programs.name)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-    name = f"paper_{args.data}_{args.scale}" + ("_convention" if args.convention == "paper" else "")
+    name = f"paper_{args.data}_{args.scale}"
     start, rows = time.perf_counter(), []
     for seed in range(args.seeds):
         for row in measure(args, seed):  # written after each, so that a run cut short is not lost
@@ -72,8 +70,7 @@ def main():
             (HERE / "results").mkdir(exist_ok=True)
             tables.write(HERE / "results" / f"{name}.json", json.dumps(record, indent=1) + "\n")
             print(settings["seconds"], "s", row, flush=True)
-        if args.convention == "ours":
-            draw(name, record)
+        draw(name, record)
         write()
         refill()
 
