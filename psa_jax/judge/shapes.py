@@ -1,23 +1,25 @@
 """Whether distances within each modality help to match: a fused geometry, tried by labels only."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from psa_jax.coupling.coupling import Coupling
 from psa_jax.data.groups import Groups
 from psa_jax.judge.agreement import correlation, halves, hold, keep, treatments_of, within
 from psa_jax.judge.evidence import evidence
 from psa_jax.judge.slopes import flat
 from psa_jax.judge.thin import thin, together
-from psa_jax.match import fused_gromov_wasserstein, relative
+from psa_jax.match import fused_gromov_wasserstein, relative, sinkhorn
 from psa_jax.match.blockwise import blockwise
 from psa_jax.match.features import with_features
 from psa_jax.types import Array, Bool, Float, KeyArray
 
-ALPHAS, EPS, MOST = (0.5,), 0.1, 150
+ALPHAS, EPS, MOST, CLEARLY = (0.5,), 0.1, 150, 3.0
 _LOOSE = functools.partial(fused_gromov_wasserstein, eps=relative(EPS), tol=1e-2, max_iters=30)
 
 
@@ -61,6 +63,15 @@ def try_shapes(
         error = float(gain.std(ddof=1) / np.sqrt(repeats))
         rows.append({"alpha": alpha, "agreement": float(values.mean()), "gain": float(gain.mean()), "error": error})
     return tuple(rows)
+
+
+def best_matcher(shapes: tuple[dict[str, Any], ...]) -> Callable[..., Coupling]:
+    """Of what was tried: distances within with the weight that gains most, where one gains beyond noise."""
+    better = [row for row in shapes[1:] if row["gain"] > CLEARLY * row["error"]]
+    if not better:
+        return sinkhorn
+    alpha = max(better, key=lambda row: row["gain"])["alpha"]
+    return functools.partial(fused_gromov_wasserstein, alpha=alpha)
 
 
 @jax.jit

@@ -14,9 +14,9 @@ from psa_jax.coupling.coupling import Coupling
 from psa_jax.data.groups import group
 from psa_jax.data.samples import Modality, Unpaired, on_host, validate
 from psa_jax.judge.agreement import held_out_agreement, within
-from psa_jax.judge.shapes import try_shapes
+from psa_jax.judge.shapes import best_matcher, try_shapes
 from psa_jax.judge.thin import thin, together
-from psa_jax.match import fused_gromov_wasserstein, relative, sinkhorn
+from psa_jax.match import relative, sinkhorn
 from psa_jax.progress import Progress, Watch, watching
 from psa_jax.propensity.augment import SMOOTHINGS
 from psa_jax.propensity.learn import learn, rows_to_look_at
@@ -25,7 +25,7 @@ from psa_jax.propensity.representation import finished
 from psa_jax.types import Array, KeyArray
 
 MOST_SAMPLES, MOST, FOLDS, MEMBERS = 6000, 200, 3, 2
-EPS, ERRORS, CLEARLY, RANK_SHARE = 0.2, 2.0, 3.0, 0.5
+EPS, ERRORS, RANK_SHARE = 0.2, 2.0, 0.5
 SINGLE = {"none": None, **{f"noise {one.noise:g}, shifts {one.shift:g}": one for one in SMOOTHINGS}}
 
 
@@ -157,16 +157,7 @@ def tune(
     if geometry:
         (u, v), x, y = learnt[chosen], data.a.x[:], data.b.x[:]
         shapes = try_shapes(jax.random.fold_in(key, 5), u, v, x, y, groups, repeats=repeats)
-    return Tuned(first, second, chosen, tuple(rows), _matcher(shapes), shapes)
-
-
-def _matcher(shapes: tuple[dict[str, Any], ...]) -> Callable[..., Coupling]:
-    """Fused with the weight that gains most, where one gains beyond noise."""
-    better = [row for row in shapes[1:] if row["gain"] > CLEARLY * row["error"]]
-    if not better:
-        return sinkhorn
-    alpha = max(better, key=lambda row: row["gain"])["alpha"]
-    return functools.partial(fused_gromov_wasserstein, alpha=alpha)
+    return Tuned(first, second, chosen, tuple(rows), best_matcher(shapes), shapes)
 
 
 _MATCHER = functools.partial(sinkhorn, eps=relative(EPS), tol=1e-2)
