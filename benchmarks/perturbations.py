@@ -32,6 +32,7 @@ LOSSES = ("barycentric", "sampled", "unbiased")
 LEARNER = psa.Learner(members=3, folds=3)
 TRAINING = psa.Training(epochs=30)  # of predictors: nothing selects the epoch
 COMPONENTS, MANY, GOES = 5, 12, 4  # axes of KL; of more treatments than that a quarter is left out in each go
+UNSEEN = 20  # the first of their keys
 RESULTS = HERE / "results" / "perturbations.json"
 
 
@@ -156,11 +157,11 @@ def measure(name, seed):
     train = np.asarray(cut.train.b.x)
     base, axes = train.mean(0), np.linalg.svd(train - train.mean(0), full_matrices=False)[2][:COMPONENTS].T
     out = []
-    for where, goes in (("seen", [[]]), ("unseen", turns(number))):
+    for where, first, goes in (("seen", 0, [[]]), ("unseen", UNSEEN, turns(number))):
         found = {}
         for place, left_out in enumerate(goes):
             data, pair = without(rng, cut, left_out)
-            key = jax.random.fold_in(jax.random.key(5000 + seed), len(out) + place)
+            key = jax.random.fold_in(jax.random.key(5000 + seed), first + place)
             rows = np.isin(t, left_out) if left_out else np.ones(t.size, bool)
             each = [((how, ""), value) for how, value in by_mean(data, x[rows], t[rows], rng)]
             each += [((law, loss), value) for law, loss, value in predictions(key, data, pair, x[rows])]
