@@ -19,7 +19,11 @@ from problem import main
 def solve(problem, variant, seed):
     rng = np.random.default_rng(seed)
     assert variant == "a variant" and (problem.links == [[0, 1]]).all()
-    answer = problem.by_block(lambda r, c: (rng.random((r.size, c.size)), (problem.x_a[r, :2], problem.x_b[c, :2])), 3)
+    def solve(r, c):
+        axes = [0, 1, 0][: 2 + int(problem.t_a[r[0]]) % 2]
+        return rng.random((r.size, c.size)), (problem.x_a[r][:, axes], problem.x_b[c][:, axes])
+
+    answer = problem.by_block(solve, 3)
     answer["plan"][0] = 0
     return answer
 
@@ -93,6 +97,9 @@ def test_a_script_is_asked_and_its_answer_measured(tmp_path, cut, problem):
 
 def test_an_embedding_is_matched_by_us(tmp_path, cut, problem):
     answer, _ = ask(script(tmp_path, FAKE), problem)
+    t_a, x_a = np.asarray(cut.aligned.a.t), np.asarray(cut.aligned.a.x)
+    kept = np.stack([t_a != 3, t_a != 3, t_a == 1], axis=1)  # treatments may have embeddings of other widths
+    np.testing.assert_allclose(answer["z_a"], np.where(kept, x_a[:, [0, 1, 0]], 0), rtol=1e-6)
     groups = peers.groups_of(cut)
     masses = dict(peers.matched_by_us(answer["z_a"], answer["z_b"], groups))
     for told, matcher in peers.OURS.items():

@@ -41,14 +41,17 @@ class Problem:
 
     def by_block(self, solve, least):
         """`solve(rows, cols)` of each large enough treatment, put together; smaller ones stay without mass."""
-        plan, z = np.zeros((len(self.t_a), len(self.t_b)), np.float32), None
+        plan, parts = np.zeros((len(self.t_a), len(self.t_b)), np.float32), []
         for rows, cols in self.blocks(least):
-            found, own = solve(rows, cols)
-            plan[np.ix_(rows, cols)] = found
-            if own is not None:
-                z = z or tuple(np.zeros((len(t), own[0].shape[1]), np.float32) for t in (self.t_a, self.t_b))
-                z[0][rows], z[1][cols] = own
-        return {"plan": plan} | ({} if z is None else {"z_a": z[0], "z_b": z[1]})
+            plan[np.ix_(rows, cols)], own = solve(rows, cols)
+            parts += [] if own is None else [(rows, cols, *own)]
+        if not parts:
+            return {"plan": plan}
+        width = max(part[2].shape[1] for part in parts)  # small treatments may have fewer axes: the others are 0
+        z_a, z_b = (np.zeros((len(t), width), np.float32) for t in (self.t_a, self.t_b))
+        for rows, cols, own_a, own_b in parts:
+            z_a[rows, : own_a.shape[1]], z_b[cols, : own_b.shape[1]] = own_a, own_b
+        return {"plan": plan, "z_a": z_a, "z_b": z_b}
 
 
 def read(path):
