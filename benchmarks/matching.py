@@ -395,7 +395,10 @@ def plot(rows):
             if points:
                 drawn[method] = ax.loglog(*zip(*points, strict=True), "o-", color=colour, label=method)[0]
                 ticks |= {point[0] for point in points}
-        ax.set(xlabel={"n": "samples in a treatment"}.get(x, x), ylabel=y, title=title)
+        names = {"n": "samples in a treatment", "peak (GiB)": "peak of the process (GiB)"}
+        ax.set(xlabel=names.get(x, x), ylabel=names.get(y, y), title=title)
+        if y == "peak (GiB)":
+            ax.set(yscale="linear", ylim=(0, None))
         ax.set_xticks(sorted(ticks), [str(tick) for tick in sorted(ticks)])
         ax.minorticks_off()
     figure.legend(handles=list(drawn.values()), loc="outside lower center", ncols=len(drawn), frameon=False)
