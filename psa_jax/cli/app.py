@@ -35,6 +35,7 @@ class Matcher(StrEnum):
     snn = "snn"
     nearest = "nearest"
     assignment = "assignment"
+    hierarchical = "hierarchical"
 
 
 def _version(wanted: bool) -> None:

@@ -15,7 +15,7 @@ from psa_jax.cli.reading import refuse
 from psa_jax.cli.results import finish_demo
 from psa_jax.cli.show import Show
 from psa_jax.coupling.coupling import Coupling
-from psa_jax.match import assignment, nearest, relative, sinkhorn, snn
+from psa_jax.match import assignment, hierarchical, nearest, relative, sinkhorn, snn
 from psa_jax.propensity import Learner, Training, conv
 from psa_jax.propensity.augment import translation
 
@@ -23,7 +23,8 @@ BALLS_SIZE, PICTURE_SIZE = 32, 96
 BALLS_WIDTHS = (32, 64, 128)
 BALLS_SHIFT = 0.08
 LATENTS = ("x1", "y1", "x2", "y2")
-MATCHERS = {"sinkhorn": "PS+OT", "snn": "PS+SNN", "nearest": "PS+nearest", "assignment": "PS+assignment"}
+OTHERS = {"snn": snn, "nearest": nearest, "assignment": assignment, "hierarchical": hierarchical}
+MATCHERS = {"sinkhorn": "PS+OT", "snn": "PS+SNN"} | {name: f"PS+{name}" for name in OTHERS if name != "snn"}
 
 
 def balls(folder: Path, show: Show, *, seed: int, num_samples: int, epochs: int) -> None:
@@ -96,5 +97,4 @@ def make_matcher(name: str, eps: float | None, relative_eps: float | None, k: in
     if name == "sinkhorn":
         chosen = eps if eps is not None else None if relative_eps is None else relative(relative_eps)
         return sinkhorn if chosen is None else functools.partial(sinkhorn, eps=chosen)
-    matcher = {"snn": snn, "nearest": nearest, "assignment": assignment}[name]
-    return matcher if k is None else functools.partial(matcher, k=k)
+    return OTHERS[name] if k is None else functools.partial(OTHERS[name], k=k)

@@ -153,8 +153,8 @@ def _plain(coupling: Coupling) -> Coupling:
     kernel = coupling.kernel
     if not (isinstance(kernel, Masked) and isinstance(kernel.kernel, Gibbs)):
         raise ValueError(
-            f"coupling: expected one of `sinkhorn`, whose potentials extend to new samples, got {type(kernel).__name__}"
-            f"{f' of {kernel.kernel}' if isinstance(kernel, Masked) else ''}"
+            "coupling: expected one of `sinkhorn`, whose potentials extend to new samples, got "
+            + (f"one of {type(kernel.kernel).__name__}" if isinstance(kernel, Masked) else type(kernel).__name__)
         )
     return coupling
 

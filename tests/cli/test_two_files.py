@@ -305,13 +305,15 @@ def test_files_of_other_kinds_and_names_of_features(files, tmp_path, monkeypatch
     out = tmp_path / "out"
     result = call("align", tmp_path / "rna.zarr", files / "protein.h5ad", *BOTH, *QUICK,
                   "--features", tmp_path / "names.txt", "--as-is", "--min-cells", "5", "--treatments", "x,y",
-                  "--matcher", "snn", "--output", out)  # fmt: skip
+                  "--matcher", "hierarchical", "--output", out)  # fmt: skip
     assert result.exit_code == 0, result.output + result.stderr
     assert anndata.read_h5ad(out / "imputed.h5ad").var_names.tolist() == ["p_g3", "p_g1"]
     report = json.loads((out / "report.json").read_text())
     assert [row["name"] for row in report["left_out"]] == ["w", "z"]
     assert "as they are" in report["preparations"][0]
-    assert "expected one of `sinkhorn`" in refused("predict", out, files / "new.h5ad", "--output", tmp_path / "it.h5ad")
+    line = refused("predict", out, files / "new.h5ad", "--output", tmp_path / "it.h5ad")
+    assert "expected one of `sinkhorn`" in line
+    assert line.endswith("got one of Leaves")
     assert "--impute-b writes" in refused(
         "predict", out, files / "protein.h5ad", "--from-b", "--output", tmp_path / "i.h5ad"
     )
