@@ -2,7 +2,10 @@
 
 import json
 
-from benchmarks.report import PUBLISHED, summary
+import matplotlib.pyplot as plt
+import numpy as np
+
+from benchmarks.report import COLOURS, PUBLISHED, summary
 from benchmarks.tables import HERE, markdown, write
 
 HEAD = """# Perturbations, seen and unseen
@@ -31,12 +34,58 @@ compared with the observed test cells of b of the same treatment; distances are 
   among test cells, which no unseen prediction knows.
 
 The paper reports W1 and KL between predicted and observed expression on data that are not public: {paper}.
+
+![Cell error and W1 of every prediction](figures/perturbations.png)
 """
+CELL = "cell error / class mean"
+
+
+WAYS = {  # what a prediction came through, and its colour
+    "the mean or cells, no features": COLOURS["none"], "class mean": "0.75", "PS+OT": COLOURS["PS"],
+    "PS+OT, calibrated": "C9", "PS+SNN": "C3", "VAE": COLOURS["VAE"], "true pairs": "0",
+}  # fmt: skip
+MARKS = {
+    "": "x", "barycentric": "o", "sampled": "s", "unbiased": "^", "mean of partners": "D", "drawn partner": "*",
+    "nearest cell": "P",
+}  # fmt: skip
+
+
+def draw(sets):
+    """Two panels a data set: how far predictions of single cells and of the whole population are from the truth."""
+    places = ("seen", "unseen")
+    figure, axes = plt.subplots(2, len(sets), figsize=(4 * len(sets), 7.5), squeeze=False, layout="constrained")
+    for row, where in zip(axes, places, strict=True):
+        for axis, (name, found) in zip(row, sets.items(), strict=True):
+            values = {}
+            for one in found["rows"]:
+                if one["treatments"] == where:
+                    values.setdefault((one["coupling"], one["loss"]), []).append((one[CELL], one["W1"]))
+            for (coupling, loss), pairs in values.items():
+                x, y = np.median(pairs, axis=0)
+                axis.plot(x, y, MARKS[loss], color=_colour(coupling), markersize=10 if loss == "drawn partner" else 6)
+            axis.set(title=f"{name}, {where}", xlabel=CELL, xscale="log", ylim=(0, None))
+            ticks = [one for one in (0.5, 0.7, 1, 1.4, 2, 2.8, 4, 5.6) if axis.get_xlim()[0] < one < axis.get_xlim()[1]]
+            axis.set_xticks(ticks, map(str, ticks))
+            axis.minorticks_off()
+        row[0].set_ylabel("W1")
+    shown = [plt.Line2D([], [], color=colour, marker="o", linestyle="", label=way) for way, colour in WAYS.items()]
+    shown += [
+        plt.Line2D([], [], color="0.4", marker=mark, linestyle="", label=how) for how, mark in MARKS.items() if how
+    ]
+    figure.legend(handles=shown, loc="outside lower center", ncols=4)
+    figure.savefig(HERE / "figures" / "perturbations.png", dpi=100)
+    plt.close(figure)
+
+
+def _colour(coupling):
+    coupling = coupling.replace("VAE+OT", "VAE")
+    return WAYS.get(coupling, WAYS["the mean or cells, no features"])
 
 
 def report():
-    """Writes the page from all data sets that have results."""
+    """Writes the page, and its picture, from all data sets that have results."""
     record = json.loads((HERE / "results" / "perturbations.json").read_text())
+    draw(record["sets"])
     published = "; ".join(f"{row['published']} {row['W1']} and {row['KL']}" for row in PUBLISHED["screen"])
     parts = [HEAD.format(components=5, paper=published)]
     for name, found in record["sets"].items():

@@ -209,6 +209,8 @@ def drawn(
 
     Where the treatment is not known it is drawn first, by the propensities.
     """
+    if not t.size:
+        return np.full(0, -1)
     key_t, key_j = jax.random.split(key)
     possible = np.nan_to_num(weights)
     guess = treatments[np.asarray(jax.random.categorical(key_t, jnp.log(jnp.asarray(possible)), axis=-1))]

@@ -104,6 +104,7 @@ def test_draws_without_a_partner_and_with_the_same_key(alignment):
     assert (alignment.sample(key, x) != alignment.sample(jax.random.key(3), x)).any()
     column = alignment.sample(key, x, np.full(7, 1))
     assert (column % 3 == 1).all()
+    assert alignment.sample(key, x[:0]).shape == (0,)
     mixed = alignment.sample(key, x, np.full(7, 3))  # a treatment that b does not have
     assert (mixed >= 0).all()
     x[2] = np.inf
