@@ -68,11 +68,10 @@ def draw(sets):
             axis.set_xticks(ticks, map(str, ticks))
             axis.minorticks_off()
         row[0].set_ylabel("W1")
-    shown = [plt.Line2D([], [], color=colour, marker="o", linestyle="", label=way) for way, colour in WAYS.items()]
-    shown += [
-        plt.Line2D([], [], color="0.4", marker=mark, linestyle="", label=how) for how, mark in MARKS.items() if how
-    ]
-    figure.legend(handles=shown, loc="outside lower center", ncols=4)
+    shown = [(colour, "x" if "no features" in way else "o", way) for way, colour in WAYS.items()]
+    shown += [("0.4", mark, how) for how, mark in MARKS.items() if how]
+    handles = [plt.Line2D([], [], color=c, marker=mark, linestyle="", label=label) for c, mark, label in shown]
+    figure.legend(handles=handles, loc="outside lower center", ncols=4)
     figure.savefig(HERE / "figures" / "perturbations.png", dpi=100)
     plt.close(figure)
 
