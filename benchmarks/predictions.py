@@ -1,5 +1,6 @@
 """Predictors of modality b from modality a, trained through couplings, for `python -m benchmarks.paper`."""
 
+import dataclasses
 import functools
 
 import jax
@@ -13,6 +14,7 @@ from psa_jax.match import class_mean, known_pairs
 
 LOSSES = ("barycentric", "sampled", "unbiased")
 TRAINING = psa.Training(epochs=60, batch_size=128, patience=10)
+LARGE = dataclasses.replace(TRAINING, batch_size=1024)
 COMPONENTS = 5
 
 
@@ -69,7 +71,7 @@ def predictors(key, problem):
                 targets[0],
                 law,
                 loss=loss,
-                training=TRAINING,
+                training=LARGE if problem.large else TRAINING,
                 valid=(held.a.x, targets[1], held_laws[name]),
             )
             yield name, loss, psa.predict(model, fitted.params, test.a.x) * scale + mean, test, test_truth, train

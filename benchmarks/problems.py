@@ -23,7 +23,7 @@ UNSEEN = (3, 8, 13, 18)
 class Problem:
     """What is fitted on, what is aligned (the same where `query` is None), and what only figures may know.
 
-    `unseen` are treatments of the query that the fitted data lacks.
+    `unseen` are treatments of the query that the fitted data lacks. A `large` one has the rows of the paper's table.
     """
 
     name: str
@@ -76,17 +76,17 @@ def load(name: str, seed: int, scale: str, path: str | None, treatment: str | No
         with tempfile.TemporaryDirectory() as folder:
             path = f"{folder}/cells.h5ad"
             simulated(seed, CELLS[scale]).write_h5ad(path)
-            return _split(name, path)
+            return _split(name, path, large=scale == "paper")
     if name == "cite" and path is not None:
-        return _split(name, path)
+        return _split(name, path, large=True)
     data, _, truth, _ = known.SOURCES["bmmc" if name == "cite" else name](seed)
     return Problem(name, data, truth, None, None)
 
 
-def _split(name: str, path: str) -> Problem:
+def _split(name: str, path: str, large: bool) -> Problem:
     """The training and the test cells of a file in the layout of GSE194122."""
     (train, truth), (query, query_truth) = (psa.datasets.cite_seq(path, split=part) for part in ("train", "test"))
-    return Problem(name, train, truth, query, query_truth)
+    return Problem(name, train, truth, query, query_truth, large=large)
 
 
 def pooled_balls(key: Any, n: int) -> tuple[psa.Unpaired, psa.Truth]:
