@@ -53,27 +53,15 @@ others are in [PEERS.md](PEERS.md).
 """
 HOLDS = """What holds, and what does not:
 
-- Images: scores matched by transport are several times closer to the truth than the paper's recipe and than knowing
-  the treatment alone; shared nearest neighbours come second. At the paper's scale, too, over three seeds. Labels chose
-  the smoothing, but the number of epochs (six) was settled after a run of twelve, with fewer smoothings, was seen to be
-  worse, pairs known.
-- CITE-seq: every figure is better than the recipe's in the same table. The paper's own .305 was measured among logits,
-  of one sampled match, ties counted as hits; ours among proteins.
+- Images: scores matched by transport are far closer to the truth than the recipe and than knowing the treatment alone.
+  Labels chose the smoothing, but six epochs were settled on after a run of twelve was seen to be worse, pairs known.
+- CITE-seq: better than the recipe in the same table, and than every package. The paper's .305 was measured among logits.
 - Prediction on 600 cells: nothing beats knowing the cell type by more than noise, true pairs included.
-- Perturbations, whole populations: partners drawn by scores (`alignment.sample`) have the least W1 of all that are not
-  told the treatment, seen or unseen, on all three data sets; on the stimulations and the screen by little. In KL
-  they are behind predictors through the VAE where treatments of the real data were seen. Random cells of the treatment
-  itself, or of the nearest one where it is unseen, are nearer still on the real data. The VAE's predictors were given
-  no draws of their own, only its nearest cells. KL is an estimate: that of random cells of the treatment is about 0,
-  and what is far below says that predictions spread too little, not that they are good.
-- Perturbations, single cells: on Sachs and the screen predictors trained through scores know them better than the
-  treatment's mean does, and than those trained through the VAE; on the four stimulations none does. A draw is worse at
-  them than a mean by the spread that it has.
-- Unseen perturbations: on Sachs and the screen predictors through PS+OT (barycentric, sampled) and means of partners
-  are ahead of the nearest treatment's mean in W1, KL and single cells; on the four stimulations those predictors in the
-  first two alone. The mean effect of an unseen treatment is predicted on the screen only (R2 .70; through true pairs
-  .65, by the nearest treatment .23).
-- Beside other people's packages: [PEERS.md](PEERS.md) says who wins where.
+- Perturbations: drawn partners have the least W1 of all that are not told the treatment, on the stimulations and the
+  screen by little; in KL the VAE is ahead where treatments of the real data were seen. Single cells are known better
+  than by the treatment's mean on Sachs and the screen, not on the stimulations; mean effects of unseen treatments are
+  predicted on the screen alone. [PERTURBATIONS.md](PERTURBATIONS.md) has more.
+- Other people's packages: [PEERS.md](PEERS.md) says who wins where.
 """
 COMPARE = """Its sizes, networks and conventions are others (see the caveats above): compare ratios to its own random
 match and to ours, not numbers; trace in particular falls with the number of samples of a treatment.
