@@ -55,7 +55,7 @@ HOLDS = """What holds, and what does not:
 
 - Images: scores matched by transport are far closer to the truth than the recipe and than knowing the treatment alone.
   Labels chose the smoothing, but six epochs were settled on after a run of twelve was seen to be worse, pairs known.
-- CITE-seq: better than the recipe in the same table, and than every package. The paper's .305 was measured among logits.
+- CITE-seq: better than the recipe, and than every package. The paper's .305 was measured among logits.
 - Prediction on 600 cells: nothing beats knowing the cell type by more than noise, true pairs included.
 - Perturbations: drawn partners have the least W1 of all that are not told the treatment, on the stimulations and the
   screen by little; in KL the VAE is ahead where treatments of the real data were seen. Single cells are known better
