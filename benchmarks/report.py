@@ -1,4 +1,7 @@
-"""`RESULTS.md` and the figures of `python -m benchmarks.paper`, from the JSON files it wrote."""
+"""`RESULTS.md` and the figures of `python -m benchmarks.paper`, from the JSON files it wrote.
+
+`python -m benchmarks.report` makes them anew, without running anything.
+"""
 
 import json
 
@@ -56,6 +59,8 @@ HOLDS = """What holds, and what does not:
 - Images: scores matched by transport are far closer to the truth than the recipe and than knowing the treatment alone.
   Labels chose the smoothing, but six epochs were settled on after a run of twelve was seen to be worse, pairs known.
 - CITE-seq: better than the recipe, and than every package. The paper's .305 was measured among logits.
+  On the simulated file at full size (90,000 cells, one seed) the VAE is ahead in FOSCTTM (.449; ours .470), at an error
+  of 1.42 (ours 1.01): little is found by either.
 - Prediction on 600 cells: nothing beats knowing the cell type by more than noise, true pairs included.
 - Perturbations: drawn partners have the least W1 of all that are not told the treatment, on the stimulations and the
   screen by little; in KL the VAE is ahead where treatments of the real data were seen. Single cells are known better
@@ -117,6 +122,8 @@ def section(name, record):
         rows = [row for row in record["rows"] if row["table"] == table]
         if rows:
             lines += [f"### {table.capitalize()}\n", markdown(summary(rows, keys)) + "\n"]
+    if settings["data"] != "balls" and not any(row["table"] == "prediction" for row in record["rows"]):
+        lines.append("The run was stopped before its predictors.\n")
     lines += [f"{text}\n" for text in remarks(record["rows"])]
     if settings["data"] in PUBLISHED:
         lines += ["### The paper\n", COMPARE, markdown(PUBLISHED[settings["data"]]) + "\n"]
@@ -191,3 +198,9 @@ def _cell(values):
         return ""
     low, middle, high = np.quantile(values, (0.25, 0.5, 0.75))
     return f"{middle:.4g}" + (f" ({low:.4g}, {high:.4g})" if len(values) > 1 and low != high else "")
+
+
+if __name__ == "__main__":
+    for path in sorted((HERE / "results").glob("paper_*.json")):
+        draw(path.stem, json.loads(path.read_text()))
+    write()
