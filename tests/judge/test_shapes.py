@@ -10,8 +10,7 @@ from test_evidence import GROUPS, KEY, T_A, T_B
 from test_refinement import PAIR
 
 import psa_jax as psa
-from psa_jax.judge.shapes import try_shapes
-from psa_jax.judge.tune import _matcher
+from psa_jax.judge.shapes import best_matcher, try_shapes
 from psa_jax.match.features import takes_features, with_features
 
 
@@ -36,7 +35,7 @@ def test_shapes_are_taken_where_they_are_alike_and_only_there():
     rows = try_shapes(KEY, *problem(alike=True), GROUPS, repeats=4)
     assert [row["alpha"] for row in rows] == [0.0, 0.5]
     assert rows[0]["gain"] == 0
-    matcher = _matcher(rows)
+    matcher = best_matcher(rows)
     assert matcher.func is psa.fused_gromov_wasserstein
     assert matcher.keywords == {"alpha": 0.5}
     u, v, x, y = problem(alike=True)
@@ -44,12 +43,12 @@ def test_shapes_are_taken_where_they_are_alike_and_only_there():
     for features in (warped, problem(alike=False)[2:]):
         rows = try_shapes(KEY, u, v, *features, GROUPS, repeats=4)
         assert rows[1]["gain"] < 0.5 * rows[0]["agreement"]
-        assert _matcher(rows) is psa.sinkhorn
+        assert best_matcher(rows) is psa.sinkhorn
 
 
 def test_scores_that_share_nothing_are_not_tried():
     assert try_shapes(KEY, *problem(alike=True, common=False), GROUPS, repeats=2) == ()
-    assert _matcher(()) is psa.sinkhorn
+    assert best_matcher(()) is psa.sinkhorn
 
 
 def test_scores_are_in_units_of_their_largest_distance_within_a_treatment():
