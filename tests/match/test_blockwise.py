@@ -216,9 +216,9 @@ def test_many_lambdas_leave_memory_maps_level():
         with open("/proc/self/maps") as file:
             return sum(1 for _ in file)
 
-    for _ in range(20):
+    for _ in range(10):
         call()
     before = maps()
-    for _ in range(80):
+    for _ in range(40):
         call()
     assert maps() < before + 500  # 126 a call before
