@@ -24,7 +24,7 @@ BALLS_WIDTHS = (32, 64, 128)
 BALLS_SHIFT = 0.08
 LATENTS = ("x1", "y1", "x2", "y2")
 OTHERS = {"snn": snn, "nearest": nearest, "assignment": assignment, "hierarchical": hierarchical}
-MATCHERS = {"sinkhorn": "PS+OT", "snn": "PS+SNN"} | {name: f"PS+{name}" for name in OTHERS if name != "snn"}
+MATCHERS = {"sinkhorn": "PS+OT", **{name: f"PS+{name}" for name in OTHERS}, "snn": "PS+SNN"}
 
 
 def balls(folder: Path, show: Show, *, seed: int, num_samples: int, epochs: int) -> None:
