@@ -77,7 +77,7 @@ def test_what_people_give_is_refused_with_the_line_to_write(wrong, message):
         wrong()
 
 
-@pytest.mark.parametrize("count", [300, pytest.param(2000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [300, pytest.param(3000, marks=pytest.mark.slow)])
 def test_random_wrong_arguments_are_refused_by_name_or_taken(count):
     found = arguments(count, seed=1)
     assert not found["escaped"]

@@ -248,7 +248,7 @@ def test_a_source_is_known_by_its_rows(tmp_path):
 
     assert align(tmp_path, data=read(DATA.a.x))[1] == {"a", "b"}
     assert align(tmp_path, data=read(DATA.a.x))[1] == set()
-    for place in (2, 71):
+    for place in (0, 2, 71):
         assert align(tmp_path, data=read(DATA.a.x.at[place, 1].add(0.1)))[1] == {"a"}
 
 

@@ -74,7 +74,7 @@ def test_a_mesh_changes_no_answer(name, shape):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["tiled"])
+@pytest.mark.parametrize("name", ["tiled", "kept"])
 def test_gradients_are_those_of_one_device(name):
     u, v, groups = problem()
 
