@@ -27,12 +27,10 @@ def parts(key, problem):
 
 def predictors(key, problem):
     """Yields `(coupling, loss, predictions of the test samples' b, test data, test truth, training data)`."""
-    key_split, key_align, key_hold, key_fit, key_calibrate = jax.random.split(key, 5)
+    key_split, key_align, key_hold, key_fit = jax.random.split(key, 4)
     (train, truth), (test, test_truth) = parts(key_split, problem)
-    two = psa.Learner(members=2)
-    out = quietly(psa.align, key_align, train, a=two, b=two)
-    _, sweep = psa.calibrated_coupling(key_calibrate, out.member_scores_a, out.member_scores_b, out.groups, y=train.b.x)
-    eps, weight = sweep.choice  # what follows is matched again on each part
+    out = quietly(psa.align, key_align, train)
+    eps, weight = psa.relative(out.projection.eps), out.projection.weight_a  # each part is matched again below
     mean, scale = train.b.x.mean(0), train.b.x.std(0)
     scale = jnp.where(scale > 0, scale, 1)
     numbered = psa.Unpaired(
