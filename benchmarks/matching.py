@@ -372,18 +372,17 @@ def large():
 
 
 def plot(rows):
-    """Run time and memory against n and the number of treatments, and run time against K, on logarithmic axes."""
+    """Run time against n, the number of treatments, and K, on logarithmic axes."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, 4, figsize=(16, 4), layout="constrained")
+    figure, axes = plt.subplots(1, 3, figsize=(12, 4), layout="constrained")
     wanted = [r for r in rows if "SNN" not in r["method"] and "sizes" not in r["method"]]
     colours = {method: f"C{place % 10}" for place, method in enumerate(dict.fromkeys(r["method"] for r in wanted))}
     panels = (
         ("n", "run (s)", "12 treatments, K 12", lambda r: r["treatments"] == 12 and r["K"] == 12),
-        ("n", "peak (GiB)", "12 treatments, K 12", lambda r: r["treatments"] == 12 and r["K"] == 12),
         ("treatments", "run (s)", "200 samples each, K 12", lambda r: r["n"] == 200 and r["K"] == 12),
         ("K", "run (s)", "12 treatments of 600", lambda r: r["treatments"] == 12 and r["n"] == 600),
     )
@@ -395,10 +394,8 @@ def plot(rows):
             if points:
                 drawn[method] = ax.loglog(*zip(*points, strict=True), "o-", color=colour, label=method)[0]
                 ticks |= {point[0] for point in points}
-        names = {"n": "samples in a treatment", "peak (GiB)": "peak of the process (GiB)"}
-        ax.set(xlabel=names.get(x, x), ylabel=names.get(y, y), title=title)
-        if y == "peak (GiB)":
-            ax.set(yscale="linear", ylim=(0, None))
+        names = {"n": "samples in a treatment", "K": "logits (K)"}
+        ax.set(xlabel=names.get(x, x), ylabel=y, title=title)
         ax.set_xticks(sorted(ticks), [str(tick) for tick in sorted(ticks)])
         ax.minorticks_off()
     figure.legend(handles=list(drawn.values()), loc="outside lower center", ncols=len(drawn), frameon=False)

@@ -8,6 +8,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
+from benchmarks.report import COLOURS as OF
 from benchmarks.tables import HERE, markdown, write
 
 ORDER = (
@@ -18,7 +19,10 @@ COLUMNS = (
     "lift at error 1", "lift at the paper's error", "lift", "FOSCTTM", "least FOSCTTM", "coupling: error",
     "project: error", "project, b to a: error", "evidence", "seconds",
 )  # fmt: skip
-DRAWN = ("the paper's", "0.4.0", "today", "no smoothing", "logits, not tempered")
+COLOURS = {
+    "the paper's": OF["PS as published"], "0.4.0": "C3", "no smoothing": "C6", "logits, not tempered": "C7",
+    "today": OF["PS"],
+}  # fmt: skip
 HEAD = """# Quality
 
 Written by `python -m benchmarks.quality`; every number is in `results/quality.json`. Medians of {seeds} seeds, which
@@ -28,19 +32,23 @@ on these sets, pairs known.
 
 - **lift**: mean of n_t P(true match | i), of entropic transport at eps 0.1 of the spread of the costs, the default of
   `alignment.coupling`; chance is 1. **lift at error 1**: interpolated over eps to where the projection is as good as
-  the treatment's mean. **lift at the paper's error**: to the error of the paper's recipe (eps 0.05 absolute). Empty
-  where no eps reaches it.
+  the treatment's mean; where it is better at every eps, the lift at the least (0.02). **lift at the paper's error**:
+  the same at the error of the paper's recipe (eps 0.05 absolute). Medians of the seeds that reach it; empty where half
+  of them or more do not.
 - **FOSCTTM**: of the barycentric projection among the treatment's samples, in the features of modality b (balls: in
   latents); chance is 0.5. **least**: over eps.
 - **error**: squared, over that of the treatment's mean. Of `coupling.apply` at eps 0.1, and of `project`, both ways.
 - **evidence**: share of the treatments (of five samples or more) in which `project` finds any, by labels only.
-- **seconds**: of training and scoring both modalities, the first seed's with compilation included.
+- **seconds**: of training and scoring both modalities, the first seed's with compilation included; of rows that take
+  some of the six classifiers, those of all six.
+- Curves in the pictures: every eps, the default ringed; a star is the paper's recipe at its own eps.
 
-"today" is the default of `align`: six classifiers, two of each smoothing (those of one alone where labels clearly say
+"The paper's" is its recipe (logits of one classifier, without smoothing) with our network and optimiser. "today" is the
+default of `align`: six classifiers, two of each smoothing (those of one alone where labels clearly say
 so, as for balls), tempered propensities, refined scores (`psa.refine`). "tuned" is what `psa.tune` makes of it, its
 matcher included (not of images). Rows below leave out or change one thing; of one smoothing alone, and of none, there
 are two classifiers. SNARE-seq, BMMC and digits are aligned whole, by cross-fitting. Balls are 16 x 16 pixels, seen by a
-network of 16, 32 and 64 channels.
+network of 16, 32 and 64 channels. What the data are: [README.md](README.md).
 """
 TUNED = """
 ## What `psa.tune` chooses
@@ -73,7 +81,7 @@ def report():
         own = [row for row in rows if row["data"] == name]
         if own:
             picture = name.replace(",", "").replace(" ", "_").lower()
-            draw(own, name, HERE / "figures" / f"quality_{picture}.png")
+            draw(own, name, record["settings"]["eps"], HERE / "figures" / f"quality_{picture}.png")
             parts += [f"\n## {name}\n", table(own), f"\n![{name}](figures/quality_{picture}.png)\n"]
     parts += [TUNED, choices(rows)]
     again = HERE / "results" / "again.json"
@@ -128,23 +136,28 @@ def _median(values):
     return f"{np.median(known):.3f}" if len(known) > len(values) / 2 else None
 
 
-def draw(rows, name, path):
-    """Error against lift, a line for each recipe over eps, the paper's own setting as a star."""
-    fig, ax = plt.subplots(figsize=(5, 3.6), layout="constrained")
-    for place, recipe in enumerate(DRAWN):
+def draw(rows, name, eps, path):
+    """Error against lift, a line for each recipe over `eps`, the default ringed, the paper's own setting as a star."""
+    fig, ax = plt.subplots(figsize=(7, 3.6), layout="constrained")
+    for recipe, colour in COLOURS.items():
         same = [row for row in rows if row["recipe"] == recipe]
         if not same:
             continue
         curve = np.median([row["curve"] for row in same], axis=0)
-        ax.plot(curve[:, 2], curve[:, 0], ".-", color=f"C{place}", label=recipe)
+        ax.plot(curve[:, 2], curve[:, 0], ".-", color=colour, label=recipe)
+        default = curve[eps.index(0.1)]
+        ax.plot(default[2], default[0], "o", color=colour, fillstyle="none", markersize=8)
         own = [row["paper"] for row in same if row["paper"]]
         if own:
             lift, _, error = np.median(own, axis=0)
-            ax.plot(error, lift, "*", color=f"C{place}", markersize=11)
-        ax.axvline(np.median([row["project: error"] for row in same]), color=f"C{place}", lw=0.8, ls=":")
+            ax.plot(error, lift, "*", color=colour, markersize=11, linestyle="", label="its eps, 0.05 absolute")
+        if recipe in ("the paper's", "today"):
+            told, project = f"{recipe}, project", np.median([row["project: error"] for row in same])
+            ax.axvline(project, color=colour, lw=1, ls=":" if recipe == "today" else "--", label=told)
     ax.axhline(1, color="0.7", lw=0.8)
-    ax.set(title=name, xlabel="error / treatment's mean (dotted: project)", ylabel="lift over chance", xlim=(None, 1.6))
-    ax.legend(frameon=False, fontsize="small")
+    ax.set(title=name, ylabel="lift over chance")
+    ax.set_xlabel(f"error / treatment's mean\n(eps {eps[0]:g}, on the right, to {eps[-1]:g}; ringed: the default, 0.1)")
+    fig.legend(loc="outside right center", frameon=False, fontsize="small")
     path.parent.mkdir(exist_ok=True)
     fig.savefig(path, dpi=110)
     plt.close(fig)

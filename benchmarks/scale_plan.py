@@ -98,8 +98,8 @@ def rows():
         if (row["treatments"], row["n"], row["K"]) == (12, 1600, 12) and row["method"].startswith("psa_jax")
     }
     kinds = {
-        "two cores, stored (measured)": (pair["psa_jax"], ETHERNET),
-        "two cores, tiled (measured)": (pair["psa_jax, tiles"], ETHERNET),
+        "two cores, stored, measured rate": (pair["psa_jax"], ETHERNET),
+        "two cores, tiled, measured rate": (pair["psa_jax, tiles"], ETHERNET),
         **{name: (2 * BYTES / memory, link) for name, (memory, link) in CARDS.items()},  # a sweep reads it twice
     }
     found, out = sent(), []

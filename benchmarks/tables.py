@@ -1,7 +1,7 @@
 """Results as JSON, and the Markdown tables that are made of them.
 
 `python -m benchmarks.tables` makes every table anew from `results/*.json`, without running anything: whole ones in
-`benchmarks/README.md`, two short ones in the README.
+`benchmarks/README.md` and two pages of it, two short ones in the README. Other pages have reports of their own.
 """
 
 import json
@@ -100,8 +100,8 @@ def quality():
                 "data": name,
                 "the paper's recipe: FOSCTTM": median(row["paper"][1] for row in before),
                 "error": median(row["paper"][2] for row in before),
-                "`align`: FOSCTTM": median(row["FOSCTTM"] for row in today),
-                "error of `project`": median(row["project: error"] for row in today),
+                "`coupling`: FOSCTTM": median(row["FOSCTTM"] for row in today),
+                "`project`: error": median(row["project: error"] for row in today),
             }
         )
     return rows
