@@ -59,7 +59,7 @@ best is the nearest to 0. What the data are: [README.md](README.md).
 """
 HOLDS = """What holds, and what does not:
 
-- Images: far nearer the truth than the recipe and the treatment's mean; but six epochs were settled on with pairs known,
+- Images: far nearer the truth than the recipe and the treatment's mean; but six epochs were settled on, pairs known,
   and the recipe with them and our network finds a quarter of the trace published: read ours against the paper's too.
 - CITE-seq, 600 cells: FOSCTTM below the recipe's and that of five packages; CCA's error is as good, and no predictor
   beats knowing the cell type, true pairs included. SNARE-seq: CCA is ahead in FOSCTTM, the recipe with SNN in lift.
