@@ -53,6 +53,7 @@ def main():
     parser.add_argument("--data", choices=NAMES, default="snare")
     parser.add_argument("--scale", choices=("small", "paper"), default="small")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first", type=int, default=0, help="the first seed to run; earlier ones keep their rows")
     parser.add_argument("--path")
     parser.add_argument("--treatment")
     args = parser.parse_args()
@@ -60,15 +61,21 @@ def main():
     jax.config.update("jax_compilation_cache_dir", programs.name)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     name = f"paper_{args.data}_{args.scale}"
-    start, rows = time.perf_counter(), []
-    for seed in range(args.seeds):
+    path = HERE / "results" / f"{name}.json"
+    if args.first and not path.exists():
+        parser.error(f"--first {args.first}: expected results of earlier seeds in {path.name}, found none")
+    before = json.loads(path.read_text()) if args.first else {"rows": [], "settings": {"seconds": 0}}
+    rows = [row for row in before["rows"] if row["seed"] < args.first]
+    start = time.perf_counter() - before["settings"]["seconds"]
+    for seed in range(args.first, args.seeds):
         for row in measure(args, seed):  # written after each, so that a run cut short is not lost
             rows.append(row)
             settings = {**vars(args), "seeds": seed + 1, "path": None if args.path is None else "given"}
+            del settings["first"]
             settings["seconds"] = round(time.perf_counter() - start)
             record = {"settings": settings, "environment": environment(), "rows": rows}
-            (HERE / "results").mkdir(exist_ok=True)
-            tables.write(HERE / "results" / f"{name}.json", json.dumps(record, indent=1) + "\n")
+            path.parent.mkdir(exist_ok=True)
+            tables.write(path, json.dumps(record, indent=1) + "\n")
             print(settings["seconds"], "s", row, flush=True)
         draw(name, record)
         write()
