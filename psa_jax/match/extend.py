@@ -66,7 +66,7 @@ def extend(coupling: Blocked, u: Float[Array, "k d"], t: Any) -> Blocked:
     if u.ndim != 2 or u.shape[1] != columns or not jnp.issubdtype(u.dtype, jnp.floating):
         raise ValueError(f"u: expected float scores [k, {columns}], got {u.dtype} {u.shape}")
     num_treatments = coupling.info.converged.shape[0]
-    t = codes("t", t, num_treatments)
+    t = codes("t", t, num_treatments) if np.size(t) else np.zeros(0, int)
     if t.size != u.shape[0]:
         raise ValueError(f"t: expected {u.shape[0]} labels, one for each row of u, got {t.size}")
     sizes = np.bincount(t, minlength=num_treatments)
@@ -85,7 +85,7 @@ def extend(coupling: Blocked, u: Float[Array, "k d"], t: Any) -> Blocked:
 def _extend(coupling: Blocked, u: Array, t: Array, ids: tuple[Array, ...], reachable: Array) -> Blocked:
     k = u.shape[0]
     finite = jnp.isfinite(u).all(1)
-    padded = jnp.concatenate([jnp.where(finite[:, None], u, 0), jnp.zeros_like(u[:1])])
+    padded = jnp.concatenate([jnp.where(finite[:, None], u, 0), jnp.zeros((1, u.shape[1]), u.dtype)])
     real = jnp.append(finite, False)
     asked = real[:-1] & (reachable[t] > 0)
 
@@ -125,8 +125,9 @@ def _rows(coupling: Coupling, u: Array, real: Array) -> Coupling:
     some = log_mass != -jnp.inf
     log_a = -jnp.log(jnp.maximum(real.sum(), 1).astype(eps.dtype))
     f = eps * jnp.where(some, log_a - jnp.where(some, log_mass, 0), 0)
-    # Of a sample so far away that rounding of its costs is as large as eps, neither partners nor mass are known.
-    rounding = jnp.abs(log_row_mass(_with_rows(coupling, u, f, real)) - log_a)
+    # The log mass is about the least cost over eps. Where its last digit is as large as a share of one, rounding of the
+    # costs hides which columns are nearer.
+    rounding = jnp.finfo(eps.dtype).eps * jnp.abs(jnp.where(some, log_mass, 0))
     return _with_rows(coupling, u, f, real & some & (rounding < MAX_ROUNDING))
 
 

@@ -78,6 +78,19 @@ def test_far_away_samples_have_partners_and_finite_gradients():
     assert float(value) > 0
 
 
+@pytest.mark.parametrize("far", [1e3, 1e5, 3e5, 1e6, 1e7])
+def test_company_does_not_decide_who_is_too_far(far):
+    rng = np.random.default_rng(0)
+    u, v = (jnp.asarray(rng.normal(size=(40, 2)), jnp.float32) for _ in range(2))
+    t = np.zeros(40, int)
+    coupling = psa.blockwise(psa.sinkhorn)(u, v, psa.group(t, t, 1))
+    laws = [psa.extend(coupling, jnp.full((n, 2), far, jnp.float32), np.zeros(n, int)) for n in (1, 2, 3, 5, 50)]
+    lost = {bool(law.unmatched_rows == n) for law, n in zip(laws, (1, 2, 3, 5, 50), strict=True)}
+    assert lost == {far >= 1e5}
+    found = np.stack([np.asarray(law.apply(v))[0] for law in laws])
+    np.testing.assert_allclose(found, np.broadcast_to(found[:1], found.shape), rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("cost", [psa.euclidean, psa.squared_euclidean, psa.cosine])
 @pytest.mark.parametrize("size", [1e10, 1e25, 3e38])
 def test_samples_too_far_away_for_any_number_are_counted(cost, size):
