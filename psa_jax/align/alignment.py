@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import math
 import os
 from typing import Any
 
@@ -130,7 +131,8 @@ class Alignment:
             batch: `[k]` their batches, see `score_a`.
 
         Returns:
-            `[n, ...]`, or `[k, ...]`. NaN for samples whose treatment b does not have. Open to `jit` and `grad` in `y`.
+            `[n, ...]`, or `[k, ...]`. NaN for samples without a partner: those whose treatment b does not have, or
+            that a matcher such as `assignment` leaves over. Open to `jit` and `grad` in `y`.
 
         Raises:
             ValueError: an alignment made by hand, `y` of another length, new samples without treatments.
@@ -146,8 +148,8 @@ class Alignment:
         if isinstance(y, Source):
             with reading(("y", y)) as wait:
                 return wait(project_source(law, y))
-        out = project(law, y.reshape(y.shape[0], -1).astype(float_dtype(y)))
-        return out.reshape(-1, *y.shape[1:])
+        out = project(law, y.reshape(y.shape[0], math.prod(y.shape[1:])).astype(float_dtype(y)))
+        return out.reshape(law.shape[0], *y.shape[1:])
 
     def predict(self, x: Any, t: Any = None, *, y: Any, batch: Any = None) -> Prediction:
         """What to expect of `y` for new samples of a, also of those whose treatment is not known. On the host.
@@ -172,11 +174,11 @@ class Alignment:
                 another length, treatments that do not exist.
         """
         law = self._law()
-        x, y = numbers("x", dense(x)), y if hasattr(y, "toarray") else np.asarray(numbers("y", y))
+        x, y = numbers("x", dense(x)), y.tocsr() if hasattr(y, "tocsr") else np.asarray(numbers("y", dense(y)))
         if y.ndim < 1 or y.shape[0] != law.shape[1]:
             raise ValueError(f"y: expected {law.shape[1]} values, one for each sample of b, got shape {y.shape}")
         t, weights, treatments = self._treatments(x, t, batch)
-        flat = y if y.ndim == 2 else y.reshape(y.shape[0], -1)
+        flat = y if y.ndim == 2 else y.reshape(y.shape[0], math.prod(y.shape[1:]))
         mean, std = predicted(law, self.score_a(x, batch), weights, treatments, t, flat)
         shape = (x.shape[0], *y.shape[1:])
         moments = jnp.asarray(mean).reshape(shape), jnp.asarray(std).reshape(shape)
@@ -193,16 +195,17 @@ class Alignment:
         Returns:
             Probabilities and samples of b `[n, k]`; 0 and -1 where there are fewer.
         """
-        if not isinstance(k, int | np.integer) or k < 1:
+        if not isinstance(k, int | np.integer) or isinstance(k, bool) or k < 1:
             raise ValueError(f"k: expected an integer of at least 1, got {k!r}")
         return partners(*self._new(x, t, batch), k)
 
     def sample(self, key: KeyArray, x: Any, t: Any = None, *, batch: Any = None) -> np.ndarray:
         """A partner for each new sample of a, drawn by the law of pairs; arguments and errors as `predict`.
 
-        Drawn values spread as those of b do, where `predict` has their mean: take these for what is said of a whole
-        population (distances of distributions, shares above a level), `predict` for each sample alone. Of a sample
-        without a treatment that is drawn first, by its calibrated propensities.
+        Drawn values spread as those of b do, where `predict` has means (those of `project`, whose law is smoother and
+        believed only as far as labels confirm it): take these for what is said of a whole population (distances of
+        distributions, shares above a level), `predict` for each sample alone. Of a sample without a treatment that is
+        drawn first, by its calibrated propensities, of those in which it has a partner.
 
         Args:
             key: a typed PRNG key; the same key draws the same partners.

@@ -1,5 +1,7 @@
 """New samples: what to expect of the other modality, whether or not their treatment is known."""
 
+import math
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -52,10 +54,18 @@ def checked_batch(batch: Any, k: int) -> Array | None:
     """Codes `[k]` of batches, or None; a `ValueError` if they are none."""
     if batch is None:
         return None
-    batch = batch if isinstance(batch, jax.Array) else np.asarray(batch)
+    batch = batch if isinstance(batch, jax.Array) else _integers(batch)
     if batch.shape != (k,) or batch.dtype.kind not in "iu":
         raise ValueError(f"batch: expected {k} integers, one for each sample, got {batch.dtype} {batch.shape}")
-    return jnp.asarray(batch, jnp.int32)
+    where = jnp.where if isinstance(batch, jax.Array) else np.where
+    return jnp.asarray(where((batch >= 0) & (batch <= np.iinfo(np.int32).max), batch, -1), jnp.int32)
+
+
+def _integers(codes: Any) -> np.ndarray:
+    """Codes as an array of signed integers, an empty list too; of what is none, the array as it is."""
+    codes = np.asarray(codes)
+    whole = codes.dtype.kind in "iu" or (codes.dtype == float and codes.shape == (0,))
+    return codes.astype(np.int64) if whole else codes
 
 
 def matched_codes(t: Any, k: int, sizes: np.ndarray, strata: Strata | None = None) -> np.ndarray:
@@ -63,7 +73,7 @@ def matched_codes(t: Any, k: int, sizes: np.ndarray, strata: Strata | None = Non
 
     With `strata` also of treatments and strata `[k, 2]`.
     """
-    t = np.full(k, -1) if t is None else np.asarray(t)
+    t = np.full(k, -1) if t is None else _integers(t)
     if strata is not None and t.shape == (k, 2) and t.dtype.kind in "iu":
         for name, found, names in (("treatments", t[:, 0], strata.treatments), ("strata", t[:, 1], strata.names)):
             if k and not -1 <= found.min() <= found.max() < len(names):
@@ -126,11 +136,11 @@ def project_source(law: Blocked, y: Source) -> Array:
         wanted = np.where(cols < m, cols, cols[:, :1])
         following = np.concatenate([wanted[1:], np.full_like(wanted[:1], -1)])
         for place, ids in enumerate(wanted):
-            values = y.read(ids, following[place]).reshape(ids.size, -1).astype(out.dtype)
+            values = y.read(ids, following[place]).reshape(ids.size, math.prod(y.shape[1:])).astype(out.dtype)
             values = jnp.where((cols[place] < m)[:, None], values, 0)
             own = rows[place] < n
             found = np.asarray(project(take(block.coupling, place), values))[own]
-            out[rows[place][own]] = found.reshape(-1, *y.shape[1:])
+            out[rows[place][own]] = found.reshape(found.shape[0], *y.shape[1:])
     return jnp.asarray(out)
 
 
@@ -152,20 +162,29 @@ def predicted(
 
     `weights` `[k, T]` are the propensities of `treatments` `[T]`, by which the unknown are mixed.
     """
-    known, unknown = np.flatnonzero(t >= 0), np.flatnonzero(t < 0)
-    if known.size:
+    known = np.flatnonzero(t >= 0)
+    mean, std = (np.full((t.size, y.shape[1]), np.nan, np.float32) for _ in range(2))
+    if known.size or not t.size:
         mean, std = expected(extend(law, u[known], t[known]), y, known, t.size)
-    else:
-        mean, std = (np.full((t.size, y.shape[1]), np.nan, np.float32) for _ in range(2))
-    for first in range(0, unknown.size, ROWS):
-        rows = unknown[first : first + ROWS]
-        filled = np.resize(rows, min(ROWS, unknown.size))  # of one shape, to be compiled once
-        each = extend(law, jnp.tile(u[filled], (treatments.size, 1)), np.repeat(treatments, filled.size))
-        shape = (treatments.size, filled.size, -1)
+    for rows, each in _mixed(law, u, treatments, t):
         for part in _columns(y.shape[1]):
-            first_moment, spread = (x.reshape(shape)[:, : rows.size] for x in _moments(each, y, part))
-            mean[rows, part], std[rows, part] = _mixture(first_moment, spread, weights[rows].T)
+            means, spreads = _moments(each, y, part)
+            shape = (treatments.size, -1, means.shape[1])
+            means, spreads = (found.reshape(shape)[:, : rows.size] for found in (means, spreads))
+            mean[rows, part], std[rows, part] = _mixture(means, spreads, weights[rows].T)
     return mean, std
+
+
+def _mixed(law: Blocked, u: Array, treatments: np.ndarray, t: np.ndarray) -> Iterator[tuple[np.ndarray, Blocked]]:
+    """Samples without a treatment, some at a time, and the law of them within each treatment, one after the other.
+
+    Laws have rows for as many samples each time, so that they are compiled once; those beyond the samples are none.
+    """
+    unknown = np.flatnonzero(t < 0)
+    for first in range(0, unknown.size if treatments.size else 0, ROWS):
+        rows = unknown[first : first + ROWS]
+        filled = np.resize(rows, min(ROWS, unknown.size))
+        yield rows, extend(law, jnp.tile(u[filled], (treatments.size, 1)), np.repeat(treatments, filled.size))
 
 
 def extends(law: Blocked) -> bool:
@@ -185,17 +204,15 @@ def partners(
     """
     k = min(k, law.shape[1])
     best, column = np.zeros((u.shape[0], k), np.float32), np.full((u.shape[0], k), -1)
-    known, unknown = np.flatnonzero(t >= 0), np.flatnonzero(t < 0)
-    if known.size:
+    known = np.flatnonzero(t >= 0)
+    if known.size or not t.size:
         best[known], column[known] = map(np.asarray, extend(law, u[known], t[known]).top_k(k))
-    for first in range(0, unknown.size, ROWS):
-        rows = unknown[first : first + ROWS]
-        filled = np.resize(rows, min(ROWS, unknown.size))
-        each = extend(law, jnp.tile(u[filled], (treatments.size, 1)), np.repeat(treatments, filled.size))
-        shape = (treatments.size, filled.size, k)
-        p, j = (np.asarray(x).reshape(shape)[:, : rows.size] for x in each.top_k(k))
-        p = np.moveaxis(p * weights[rows].T[:, :, None], 0, 1).reshape(rows.size, -1)
-        j = np.moveaxis(j, 0, 1).reshape(rows.size, -1)
+    for rows, each in _mixed(law, u, treatments, t):
+        p, j = (np.asarray(x).reshape(treatments.size, -1, k)[:, : rows.size] for x in each.top_k(k))
+        chance = np.where(j[:, :, 0] >= 0, np.nan_to_num(weights[rows].T), 0)  # of treatments that have a partner
+        total = chance.sum(axis=0)
+        p = np.moveaxis(p * (chance / np.where(total > 0, total, 1))[:, :, None], 0, 1).reshape(rows.size, -1)
+        j = np.where(p > 0, np.moveaxis(j, 0, 1).reshape(rows.size, -1), -1)
         order = np.argsort(-p, axis=1, kind="stable")[:, :k]
         best[rows], column[rows] = np.take_along_axis(p, order, axis=1), np.take_along_axis(j, order, axis=1)
     return best, column
@@ -207,16 +224,29 @@ def drawn(
 ) -> np.ndarray:
     """A column for each new sample, drawn by the law of pairs, -1 for none; arguments as `predicted`.
 
-    Where the treatment is not known it is drawn first, by the propensities.
+    Where the treatment is not known it is drawn first, by the propensities, from those in which there is a partner.
     """
-    if not t.size:
-        return np.full(0, -1)
     key_t, key_j = jax.random.split(key)
-    possible = np.nan_to_num(weights)
-    guess = treatments[np.asarray(jax.random.categorical(key_t, jnp.log(jnp.asarray(possible)), axis=-1))]
-    guess = np.where(t >= 0, t, guess)
-    known = (t >= 0) | (possible.sum(axis=1) > 0)
-    return np.where(known, np.asarray(extend(law, u, guess).sample(key_j)), -1)
+    column, unknown = np.full(t.size, -1), t < 0
+    chance = np.where(unknown[:, None], np.nan_to_num(weights), 0)
+    # Treatments by log chance plus Gumbel noise: the first in this order is drawn by its chance, and whichever comes
+    # next by its chance among those that are left.
+    noise = np.asarray(jax.random.gumbel(key_t, chance.shape))
+    rank = np.where(chance > 0, np.log(np.where(chance > 0, chance, 1)) + noise, -np.inf)
+    order = np.argsort(-rank, axis=1, kind="stable")
+    guess = t
+    for place in range(max(1, treatments.size)):
+        if treatments.size:
+            left = unknown & (column < 0) & (np.take_along_axis(rank, order[:, place, None], axis=1)[:, 0] > -np.inf)
+            guess = np.where(left, treatments[order[:, place]], guess)
+        asked = guess >= 0
+        if t.size and not asked.any():
+            break
+        scores = jnp.where(asked[:, None], u, jnp.nan)  # the others have no partner, and keep their place
+        found = extend(law, scores, np.where(asked, guess, 0)).sample(jax.random.fold_in(key_j, place))
+        column = np.where(asked, np.asarray(found), column)
+        guess = np.full(t.size, -1)
+    return column
 
 
 def _mixture(mean: np.ndarray, std: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -225,7 +255,7 @@ def _mixture(mean: np.ndarray, std: np.ndarray, weights: np.ndarray) -> tuple[np
     weight = np.where(there, weights[:, :, None], 0)
     total = weight.sum(axis=0)
     weight = weight / np.where(total > 0, total, np.nan)
-    mean, std = (np.where(there, x, 0) for x in (mean, std))
+    mean, std = (np.where(there, x, 0).astype(np.float64) for x in (mean, std))  # squares may leave float32
     middle = (weight * mean).sum(axis=0)
     return middle, np.sqrt((weight * (std**2 + (mean - middle) ** 2)).sum(axis=0))
 
@@ -235,13 +265,36 @@ def _columns(p: int) -> list[slice]:
 
 
 def _moments(law: Blocked, y: Any, part: slice) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and deviation of some columns, as many at a time as others, so that they are compiled once."""
+    """Mean and deviation of some columns, as many at a time as others, so that they are compiled once.
+
+    Squares are of what differs from the treatment's mean, in units of the largest: they neither cancel nor overflow.
+    """
     some = np.asarray(dense(y[:, part]), np.float32)
     width = min(COLUMNS, y.shape[1])
-    centre = np.nan_to_num(some.mean(axis=0))
-    padded = np.zeros((some.shape[0], 2 * width), np.float32)
-    padded[:, : some.shape[1]] = some - centre
-    padded[:, width : width + some.shape[1]] = (some - centre) ** 2
+    (n, m), last = law.shape, law.info.converged.shape[0]
+    of_row, of_column = _treatments(law.blocks, "rows", n, last), _treatments(law.blocks, "cols", m, last)
+    order = np.argsort(of_column, kind="stable")
+    there, first = np.unique(of_column[order], return_index=True)
+    centre = np.zeros((last + 1, some.shape[1]), np.float32)
+    with np.errstate(invalid="ignore", over="ignore"):
+        sums = np.add.reduceat(some[order], first, axis=0, dtype=np.float64)
+        means = sums / np.bincount(of_column, minlength=last + 1)[there][:, None]
+        centre[there] = np.where(np.isfinite(means), means, 0)
+        apart = some - centre[of_column]
+    unit = np.max(np.abs(apart), axis=0, initial=0, where=np.isfinite(apart))
+    unit = np.where(unit > 0, unit, 1)
+    padded = np.zeros((m, 2 * width), np.float32)
+    padded[:, : some.shape[1]] = apart / unit
+    padded[:, width : width + some.shape[1]] = (apart / unit) ** 2
     found = np.asarray(project(law, jnp.asarray(padded)))
     mean, squares = found[:, : some.shape[1]], found[:, width : width + some.shape[1]]
-    return mean + centre, np.sqrt(np.maximum(squares - mean**2, 0))
+    return mean * unit + centre[of_row], unit * np.sqrt(np.maximum(squares - mean**2, 0))
+
+
+def _treatments(blocks: Any, side: str, size: int, last: int) -> np.ndarray:
+    """The treatment of each sample `[size]` on one side, `last` of those that were not matched."""
+    out = np.full(size + 1, last)
+    for block in blocks:
+        ids = np.asarray(getattr(block, side))
+        out[ids] = np.asarray(block.treatment)[:, None]
+    return out[:size]

@@ -1,6 +1,7 @@
 """Two couplings one after the other."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -46,12 +47,12 @@ class Chained:
         Where only a part of a row's intermediate samples lead on, it is the mean over those that do.
         """
         y = jnp.asarray(y)
-        flat = y.reshape(y.shape[0], -1)
+        flat = y.reshape(y.shape[0], math.prod(y.shape[1:]))
         ones = jnp.ones((y.shape[0], 1), flat.dtype)
         out = self.first.apply(self.second.apply(jnp.concatenate([flat, ones], axis=1)))
         mass = out[:, -1:]
         out = jnp.where(mass > 0, out[:, :-1] / jnp.where(mass > 0, mass, 1), 0)
-        return out.reshape(-1, *y.shape[1:])
+        return out.reshape(out.shape[0], *y.shape[1:])
 
     @jax.jit
     def sample(self, key: KeyArray) -> Int[Array, " n"]:

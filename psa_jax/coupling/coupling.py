@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -113,7 +114,7 @@ class Coupling:
 
     def project(self, y: Array, gaps: bool, chunk: int | None) -> Array:
         """`apply`, told (static) whether there are values in `y` that are not finite."""
-        flat = y.reshape(y.shape[0], -1)
+        flat = y.reshape(y.shape[0], math.prod(y.shape[1:]))
         finite = jnp.isfinite(flat)
         sides = (self.right, self.left) if self.flipped else (self.left, self.right)
 
@@ -132,7 +133,7 @@ class Coupling:
             mean = summed(shares) / jnp.where(mass > 0, mass, 1) * unit
             met = summed((~finite).astype(dtype)) > 0 if gaps else False
             found = jnp.where(met, jnp.nan, jnp.where(mass > 0, mean + centre, 0))
-            return found.reshape(-1, *y.shape[1:])
+            return found.reshape(self.shape[0], *y.shape[1:])
 
         def average(i: Array) -> Array:
             p, _ = _normalise(self.log_mass(i))
@@ -143,7 +144,7 @@ class Coupling:
             met = jnp.matmul((p > 0).astype(dtype), (~finite).astype(dtype), precision="highest") > 0.5
             return jnp.where(met, jnp.nan, mean)
 
-        return self._rows(average, chunk).reshape(-1, *y.shape[1:])
+        return self._rows(average, chunk).reshape(self.shape[0], *y.shape[1:])
 
     @functools.partial(jax.jit, static_argnames="chunk")
     def sample(

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import sys
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,8 @@ import pytest
 from scipy import sparse
 
 import psa_jax as psa
+from psa_jax.align import new as new_samples
+from psa_jax.align.new import matched_codes
 
 pd = pytest.importorskip("pandas")
 QUICK = psa.Learner(psa.linear(4), members=1, folds=3, training=psa.Training(epochs=2))
@@ -119,11 +122,115 @@ def test_draws_without_a_partner_and_with_the_same_key(alignment):
         single.sample(key, x)
 
 
+def far_from_one(rows=1):
+    """A coupling of two treatments of which the first, whose eps is small, does not reach what is asked for."""
+    rng = np.random.default_rng(0)
+    t = np.repeat([0, 1], 20)
+    scale = np.where(t == 0, 1e-2, 1e2)[:, None]
+    u, v = ((rng.normal(size=(40, 2)) * scale).astype(np.float32) for _ in range(2))
+    law = psa.blockwise(psa.sinkhorn)(jnp.asarray(u), jnp.asarray(v), psa.group(t, t, 2))
+    asked = jnp.full((rows, 2), 1e4, jnp.float32), np.full((rows, 2), 0.5, np.float32), np.arange(2), np.full(rows, -1)
+    return law, asked, v
+
+
+def test_treatments_that_do_not_reach_a_sample_have_no_say():
+    law, asked, v = far_from_one(400)
+    assert (psa.extend(law, asked[0][:2], np.arange(2)).row_marginal() > 0).tolist() == [False, True]
+    column = new_samples.drawn(jax.random.key(0), law, *asked)
+    assert ((column >= 20) & (column < 40)).all()
+    law, asked, v = far_from_one()
+    probability, column = new_samples.partners(law, *asked, 40)
+    np.testing.assert_allclose(probability.sum(), 1, rtol=1e-4)
+    assert ((column >= 20) == (probability > 0)).all()
+    mean, _ = new_samples.predicted(law, *asked, v)
+    np.testing.assert_allclose(mean[0], probability[0] @ v[column[0]], rtol=1e-3)
+
+
+def test_deviations_neither_cancel_nor_overflow(data, alignment):
+    x, t = new()
+    rng = np.random.default_rng(3)
+    near = rng.normal(size=(45, 2)).astype(np.float32)
+    away = np.asarray(data.b.t)[:, None] * np.float32(1e4)
+    close, far = (np.asarray(alignment.predict(x, t, y=y).std) for y in (near, near + away))
+    np.testing.assert_allclose(far, close, rtol=0.02)
+    large = alignment.predict(x, t, y=near * np.float32(1e30))
+    np.testing.assert_allclose(np.asarray(large.std) / 1e30, close, rtol=1e-3)
+    mixed = alignment.predict(x, y=near * np.float32(1e30))
+    expected = alignment.predict(x, y=near)
+    np.testing.assert_allclose(np.asarray(mixed.std) / 1e30, expected.std, rtol=1e-3)
+
+
+def test_a_query_of_treatments_that_no_classifier_shares(data):
+    rng = np.random.default_rng(0)
+    t = 3 + np.arange(30) % 2
+    train = psa.Unpaired(data.a, data.b, 5)
+    query = psa.Unpaired(*(psa.Modality(rng.normal(size=(30, d)).astype(np.float32), t) for d in (5, 4)), 5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", psa.AlignmentWarning)
+        five = dataclasses.replace(QUICK, model=psa.linear(5))
+        found = psa.align(jax.random.key(0), train, query=query, a=five, b=five)
+    x, key = np.asarray(query.a.x[:6]), jax.random.key(1)
+    column = found.sample(key, x, t[:6])
+    np.testing.assert_array_equal(np.asarray(query.b.t)[column], t[:6])
+    for unknown in (None, np.zeros(6, int)):
+        assert (found.sample(key, x, unknown) == -1).all()
+        assert (found.partners(x, unknown)[1] == -1).all()
+        prediction = found.predict(x, unknown, y=query.b.x)
+        assert np.isnan(np.asarray(prediction.values)).all()
+        assert np.asarray(prediction.mixed).all()
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint64, np.int16, list])
+def test_codes_of_any_integers(alignment, kind):
+    x, _ = new()
+    t = np.array([0, 1, 2, 3, 0, 1, 3])  # b does not have 3
+    given = t.tolist() if kind is list else t.astype(kind)
+    key = jax.random.key(4)
+    np.testing.assert_array_equal(alignment.sample(key, x, given), alignment.sample(key, x, t))
+    np.testing.assert_array_equal(matched_codes(np.array([0, 5], np.uint8), 2, np.r_[[1] * 5, [0] * 251]), [0, -1])
+
+
+def test_no_samples_and_no_values(data, alignment):
+    x, t = new()
+    for none in (t[:0], []):
+        assert alignment.sample(jax.random.key(0), x[:0], none).shape == (0,)
+        assert alignment.predict(x[:0], none, y=data.b.x).values.shape == (0, 4)
+        assert alignment.project(data.b.x, x=x[:0], t=none).shape == (0, 4)
+        assert alignment.partners(x[:0], none, k=3)[0].shape == (0, 3)
+    nothing = jnp.zeros((45, 0))
+    assert alignment.project(nothing).shape == (64, 0)
+    assert alignment.project(nothing, x=x, t=t).shape == (7, 0)
+    assert alignment.coupling.apply(nothing).shape == (64, 0)
+    assert alignment.predict(x, t, y=nothing).values.shape == (7, 0)
+    other = dataclasses.replace(
+        alignment, coupling=psa.blockwise(psa.snn)(alignment.scores_a, alignment.scores_b, alignment.groups)
+    )
+    with pytest.raises(ValueError, match="coupling: expected one of `sinkhorn`"):
+        other.sample(jax.random.key(0), x[:0])
+
+
+def test_partners_of_what_is_not_a_number(alignment):
+    x, _ = new()
+    x[2] = np.nan
+    with np.errstate(invalid="ignore"):
+        probability, column = alignment.partners(x, k=3)
+    assert np.isfinite(probability).all()
+    assert (probability[2] == 0).all()
+    assert (column[2] == -1).all()
+
+
+def test_batches_of_large_codes_are_none():
+    found = new_samples.checked_batch(np.array([0, 2**32, 2**40 + 1, -(2**33)]), 4)
+    assert found.tolist() == [0, -1, -1, -1]
+    assert new_samples.checked_batch([], 0).shape == (0,)
+
+
 def test_sparse_arrays_and_tables_are_taken(data, alignment):
     x, t = new()
     y = np.where(np.asarray(data.b.x) > 0, data.b.x, 0)
     expected = alignment.predict(x, t, y=y)
-    for kind in (sparse.csr_array, sparse.csc_matrix, pd.DataFrame):
+    kinds = (sparse.csr_array, sparse.csc_matrix, sparse.coo_matrix, sparse.dia_matrix, sparse.bsr_array, pd.DataFrame)
+    for kind in kinds:
         found = alignment.predict(kind(x), t, y=kind(y))
         np.testing.assert_allclose(found.values, expected.values, rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(alignment.project(kind(y)), alignment.project(y), rtol=1e-6)
