@@ -224,6 +224,7 @@ def _impute(folder: Path, show: Show, alignment: Alignment, found: Read, wanted:
                 "modality": loaded.modalities[1],
                 "unit": out.uns["psa"]["unit"],
                 "mixed": out.uns["psa"]["mixed"],
+                "missing": out.uns["psa"]["missing"],
             }
     for name, entry in told.items():
         show.say(
@@ -232,6 +233,8 @@ def _impute(folder: Path, show: Show, alignment: Alignment, found: Read, wanted:
         )
         if entry["mixed"]:
             show.note(f"{entry['mixed']} cells in {name} have no treatment with a partner: treatments are mixed")
+        if entry["missing"]:
+            show.note(f"{entry['missing']} cells in {name} have no partner: their values are missing (NaN)")
     return told
 
 

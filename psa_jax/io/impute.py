@@ -63,8 +63,9 @@ def impute(alignment: Alignment, loaded: Loaded, a: Any, b: Any, *, features: An
     """Features of b for every cell of a, in their real names and units, as an AnnData.
 
     What `alignment.project` expects of the normalised features. Cells of a that were not aligned (without a treatment
-    that both have) are imputed by mixing treatments, see `Alignment.predict`, and marked; they are NaN where another
-    matcher than `sinkhorn` was used. For the other direction give `alignment.T`, `loaded.T` and the files exchanged.
+    that both have) are imputed by mixing treatments, see `Alignment.predict`, and marked. Where another matcher than
+    `sinkhorn` was used they are NaN, as are those that it leaves over. For the other direction give `alignment.T`,
+    `loaded.T` and the files exchanged.
 
     Args:
         alignment: of `loaded.data`.
@@ -75,7 +76,8 @@ def impute(alignment: Alignment, loaded: Loaded, a: Any, b: Any, *, features: An
 
     Returns:
         Cells of a, features of b: `X` the values, `layers["std"]` how far partners spread, `obs` and `var` whole,
-        `obs["psa_mixed"]` cells imputed by mixing, `obsm["psa_scores"]`, `uns["psa"]` the unit and what was done.
+        `obs["psa_mixed"]` cells imputed by mixing, `obsm["psa_scores"]`, `uns["psa"]` the unit, what was done, how many
+        cells were `mixed` and of how many the values are `missing`.
 
     Raises:
         ValueError: files or an alignment of other cells, features that do not exist.
@@ -96,8 +98,9 @@ def impute_from(alignment: Alignment, loaded: Loaded, a: Any, source: Any) -> An
     mean, std = expected(alignment.projection.law, source.X, rows, a.n_obs)
     scores[rows] = alignment.scores_a
     rest = np.asarray(~np.isfinite(mean).all(axis=1))
+    rest &= extends(alignment.projection.coupling)
     new_batch = None if loaded.data.a.batch is None else np.zeros(a.n_obs, bool)
-    if rest.any() and extends(alignment.projection.coupling):
+    if rest.any():
         x = prepare_some(loaded.preparations[0], a, rest)
         t = np.full(a.n_obs, -1)  # what was matched and is too far is mixed; of what was not, the stratum may tell
         matched = np.minimum(np.asarray(alignment.groups.sizes_a), np.asarray(alignment.groups.sizes_b)) > 0
@@ -214,6 +217,7 @@ def _annotated(
         "treatments": np.asarray([names[k] for k in columns], object),
         "evidence_p_value": float(found.p_value),
         "mixed": int(mixed.sum()),
+        "missing": int((~np.isfinite(mean).all(axis=1)).sum()),
         "verdict": [f"{name}: {text}" for name, text in alignment.verdict()],
     }
     with warnings.catch_warnings():  # of anndata and pandas, about each other

@@ -1,5 +1,6 @@
 """Imputed values in real feature names, for the cells that were aligned, for the others, and for new ones."""
 
+import dataclasses
 import warnings
 
 import jax
@@ -69,6 +70,17 @@ def test_cells_of_a_get_features_of_b_in_their_names_and_units(made, tmp_path):
     back = anndata.read_h5ad(tmp_path / "imputed.h5ad")
     np.testing.assert_array_equal(back.X, out.X)
     assert list(back.uns["psa"]["treatments"]) == ["x", "y", "z"]
+
+
+def test_cells_that_a_matcher_leaves_over_are_missing_and_not_mixed(made):
+    rna, protein, loaded, alignment = made
+    law = psa.blockwise(psa.assignment)(alignment.scores_a, alignment.scores_b, alignment.groups)
+    other = dataclasses.replace(alignment, projection=dataclasses.replace(alignment.projection, coupling=law))
+    out = io.impute(other, loaded, rna, protein)
+    assert not out.obs["psa_mixed"].any()
+    missing = ~np.isfinite(out.X).all(axis=1)
+    assert out.uns["psa"]["mixed"] == 0
+    assert out.uns["psa"]["missing"] == missing.sum() > alignment.coupling.unmatched_rows
 
 
 def test_the_other_way(made):
