@@ -228,7 +228,7 @@ def _key(annotation: Any, name: str, value: Any) -> Any:
     kind: Any = getattr(value, "dtype", None)
     if not isinstance(value, jax.Array) or not jnp.issubdtype(kind, jax.dtypes.prng_key):
         raw = isinstance(value, jax.Array | np.ndarray) and str(kind) == "uint32"
-        hint = ": give jax.random.wrap_key_data of it" if raw else " (jax.random.key(0) makes one)"
+        hint = f": give jax.random.wrap_key_data({name})" if raw else " (jax.random.key(0) makes one)"
         raise ValueError(f"{name}: expected a typed key, got {_told(value)}{hint}")
     if len(shape := np.shape(value)) != len(dims):
         hint = "" if dims else " (one of them, or jax.random.split for several)"

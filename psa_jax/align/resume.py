@@ -6,6 +6,7 @@ import hashlib
 import importlib
 import logging
 import os
+import tempfile
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -36,8 +37,11 @@ def kept_in(folder: str | os.PathLike[str]) -> Callable[[Task], Trained]:
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"resume: expected a folder, got {folder}: {error.strerror}") from error
+        if jax.process_index() == 0:  # which writes: found out before what is to be kept is made
+            tempfile.TemporaryFile(dir=folder).close()
+    except (OSError, ValueError) as error:
+        told = getattr(error, "strerror", None) or error
+        raise ValueError(f"resume: expected a folder to write into, got {folder}: {told}") from error
 
     def stage(task: Task) -> Trained:
         return _kept(folder / f"classifiers_{task.name}.npz", identity(task), task.like, task.train)
@@ -73,6 +77,8 @@ def _kept(path: Path, told: str, like: Callable[[dict[str, Any]], PyTree], make:
     """What `make` gives, or what the file holds if it is the same; `like` is a tree for the leaves that it has."""
     archive: Any = importlib.import_module("psa_jax.io.archive")  # the room of files stands above this one
     found = None
+    if path.exists() and not path.is_file():
+        raise ValueError(f"resume: expected the place of a file, got a folder or a device: {path}")
     if path.is_file():
         try:
             leaves, about = archive.read_leaves(path)

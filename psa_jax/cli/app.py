@@ -38,6 +38,12 @@ class Matcher(StrEnum):
     hierarchical = "hierarchical"
 
 
+def _folder(name: str) -> Path:
+    if not name:
+        raise typer.BadParameter("expected a folder, got no name")
+    return Path(name)
+
+
 def _version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"psa-jax {psa_jax.__version__}")
@@ -174,6 +180,7 @@ def align(
         Path | None,
         typer.Option(
             metavar="FOLDER",
+            parser=_folder,
             help="Keep finished classifiers and matched treatments here, for a run that is started again.",
             show_default=False,
         ),

@@ -16,12 +16,16 @@ from psa_jax.align.processes import leave
 FAILED, INTERRUPTED, LONGEST = 1, 130, 1000
 OPTIONS = (
     "treatment|treatments|modalities|layer|obsm|num_components|drop_unlabelled|min_cells|folds|members|epochs|seed|eps|k|"
-    "matcher"
+    "matcher|within|batch|resume"
 )
 PHRASES = (  # of the library, about what the command line says otherwise or does not have
     (r"\(blockwise matches scores of your own\)", ""),
     (r"\(is the augmentation or the learning rate too large\?\)", "(are there extreme values among the features?)"),
     (r"\(enable x64, or raise it\)", "(raise --eps or --relative-eps)"),
+    (
+        r"^coupling: expected one of `sinkhorn`, whose potentials.*",
+        "new cells need a folder made with --matcher sinkhorn",
+    ),
     (r"\(see coupling\.info\)", "(see report.json)"),
     (r"(?<=modality )(\w): x:", r"\1: features:"),
     (r"^data: ", ""),

@@ -272,6 +272,12 @@ def test_a_folder_is_named_by_a_path(wrong):
 
 def test_what_cannot_be_a_folder(tmp_path):
     (tmp_path / "file").write_text("")
-    for wrong in (tmp_path / "file", tmp_path / "file" / "below", ""):
+    for wrong in (tmp_path / "file", tmp_path / "file" / "below", "", "a\0b", "/proc/self"):
         with pytest.raises(ValueError, match="resume: expected a folder"):
             align(wrong)
+
+
+def test_a_folder_in_the_place_of_a_file(tmp_path):
+    (tmp_path / "classifiers_a.npz").mkdir()
+    with pytest.raises(ValueError, match="resume: expected the place of a file, got a folder"):
+        align(tmp_path)

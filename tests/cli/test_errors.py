@@ -279,6 +279,11 @@ def test_output_that_cannot_be_written_is_one_line(number, step, tmp_path, monke
         ("give drop_unlabelled=True or treatment='drug'", "give --drop-unlabelled or --treatment='drug'"),
         ("give pairs=False, or pairs=True if not", "give --no-pairs, or --pairs if not"),
         ("modality b: x: expected finite features", "modality b: features: expected finite features"),
+        ("within: expected none", "--within: expected none"),
+        (
+            "coupling: expected one of `sinkhorn`, whose potentials extend to new samples, got one of Leaves",
+            "new cells need a folder made with --matcher sinkhorn",
+        ),
         ("the only treatment: x, of layers and seeds", "the only treatment: x, of layers and seeds"),
     ],
 )

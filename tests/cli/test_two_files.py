@@ -230,6 +230,7 @@ WRONG = {
         ["--treatment", "guide", "--treatments", "x,y", "--control", "z"],
         "--control: expected one of --treatments",
     ),
+    "no name of a folder": (["rna.h5ad"], ["--treatment", "guide", "--resume", ""], "expected a folder, got no name"),
     "no features": (["rna.h5ad"], ["--treatment", "guide", "--features", "hvg:0"], "--features: expected a number"),
     "no file of features": (["rna.h5ad"], ["--treatment", "guide", "--features", "most"], "--features: expected all"),
 }
