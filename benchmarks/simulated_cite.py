@@ -2,8 +2,9 @@
 
 `python -m benchmarks.simulated_cite cells.h5ad --cells 90000` writes it; `python -m benchmarks.paper --data simulated`
 makes one and runs the paper's table on it, by the same loader. Cells have a type, of which a few are common and most
-rare, and a state that goes on within types; both move genes and proteins, whose counts are Poisson. Of its figures
-nothing follows for real cells: what it shows is that the table can be made, of so many cells, in what time and memory.
+rare, and a state that goes on within types, the same in all; both move genes and proteins, whose counts are Poisson. As
+the type says nothing of the state, propensities cannot either, and of its figures nothing follows for real cells: what
+it shows is that the table can be made, of so many cells, in what time and memory.
 """
 
 import argparse
