@@ -22,10 +22,7 @@ PHRASES = (  # of the library, about what the command line says otherwise or doe
     (r"\(blockwise matches scores of your own\)", ""),
     (r"\(is the augmentation or the learning rate too large\?\)", "(are there extreme values among the features?)"),
     (r"\(enable x64, or raise it\)", "(raise --eps or --relative-eps)"),
-    (
-        r"^coupling: expected one of `sinkhorn`, whose potentials.*",
-        "new cells need a folder made with --matcher sinkhorn",
-    ),
+    (r"(?<=potentials extend to new samples)(?=, got)", " (a folder made with --matcher sinkhorn)"),
     (r"\(see coupling\.info\)", "(see report.json)"),
     (r"(?<=modality )(\w): x:", r"\1: features:"),
     (r"^data: ", ""),
