@@ -282,8 +282,8 @@ def test_output_that_cannot_be_written_is_one_line(number, step, tmp_path, monke
         ("within: expected none", "--within: expected none"),
         (
             "coupling: expected one of `sinkhorn`, whose potentials extend to new samples, got one of Leaves",
-            "coupling: expected one of `sinkhorn`, whose potentials extend to new samples (a folder made with --matcher "
-            "sinkhorn), got one of Leaves",
+            "coupling: expected one of `sinkhorn`, whose potentials extend to new samples "
+            "(a folder made with --matcher sinkhorn), got one of Leaves",
         ),
         ("the only treatment: x, of layers and seeds", "the only treatment: x, of layers and seeds"),
     ],
