@@ -58,7 +58,7 @@ def checked_batch(batch: Any, k: int) -> Array | None:
     if batch.shape != (k,) or batch.dtype.kind not in "iu":
         raise ValueError(f"batch: expected {k} integers, one for each sample, got {batch.dtype} {batch.shape}")
     where = jnp.where if isinstance(batch, jax.Array) else np.where
-    return jnp.asarray(where((batch >= 0) & (batch <= np.iinfo(np.int32).max), batch, -1), jnp.int32)
+    return jnp.asarray(where(batch >> 31 == 0, batch, -1), jnp.int32)  # beyond 31 bits there is no batch
 
 
 def _integers(codes: Any) -> np.ndarray:
@@ -229,16 +229,15 @@ def drawn(
     key_t, key_j = jax.random.split(key)
     column, unknown = np.full(t.size, -1), t < 0
     chance = np.where(unknown[:, None], np.nan_to_num(weights), 0)
-    # Treatments by log chance plus Gumbel noise: the first in this order is drawn by its chance, and whichever comes
-    # next by its chance among those that are left.
+    # By log chance plus Gumbel noise: the first treatment is drawn by its chance, the next by its chance among the rest.
     noise = np.asarray(jax.random.gumbel(key_t, chance.shape))
     rank = np.where(chance > 0, np.log(np.where(chance > 0, chance, 1)) + noise, -np.inf)
-    order = np.argsort(-rank, axis=1, kind="stable")
-    guess = t
+    guess, row = t, np.arange(t.size)
     for place in range(max(1, treatments.size)):
         if treatments.size:
-            left = unknown & (column < 0) & (np.take_along_axis(rank, order[:, place, None], axis=1)[:, 0] > -np.inf)
-            guess = np.where(left, treatments[order[:, place]], guess)
+            first, left = rank.argmax(axis=1), unknown & (column < 0)
+            guess = np.where(left & (rank[row, first] > -np.inf), treatments[first], guess)
+            rank[row[left], first[left]] = -np.inf
         asked = guess >= 0
         if t.size and not asked.any():
             break
@@ -255,9 +254,12 @@ def _mixture(mean: np.ndarray, std: np.ndarray, weights: np.ndarray) -> tuple[np
     weight = np.where(there, weights[:, :, None], 0)
     total = weight.sum(axis=0)
     weight = weight / np.where(total > 0, total, np.nan)
-    mean, std = (np.where(there, x, 0).astype(np.float64) for x in (mean, std))  # squares may leave float32
+    mean, std = (np.where(there, x, 0) for x in (mean, std))
     middle = (weight * mean).sum(axis=0)
-    return middle, np.sqrt((weight * (std**2 + (mean - middle) ** 2)).sum(axis=0))
+    apart = mean - middle
+    unit = np.maximum(np.abs(apart).max(axis=0, initial=0), std.max(axis=0, initial=0))  # squares may leave float32
+    unit = np.where(unit > 0, unit, 1)
+    return middle, unit * np.sqrt((weight * ((std / unit) ** 2 + (apart / unit) ** 2)).sum(axis=0))
 
 
 def _columns(p: int) -> list[slice]:

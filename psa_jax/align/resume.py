@@ -37,8 +37,7 @@ def kept_in(folder: str | os.PathLike[str]) -> Callable[[Task], Trained]:
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if jax.process_index() == 0:  # which writes: found out before what is to be kept is made
-            tempfile.TemporaryFile(dir=folder).close()
+        tempfile.TemporaryFile(dir=folder).close()  # found out before what is to be kept is made
     except (OSError, ValueError) as error:
         told = getattr(error, "strerror", None) or error
         raise ValueError(f"resume: expected a folder to write into, got {folder}: {told}") from error

@@ -223,6 +223,10 @@ def test_batches_of_large_codes_are_none():
     found = new_samples.checked_batch(np.array([0, 2**32, 2**40 + 1, -(2**33)]), 4)
     assert found.tolist() == [0, -1, -1, -1]
     assert new_samples.checked_batch([], 0).shape == (0,)
+    for kind in (jnp.int8, jnp.uint8, jnp.int16, jnp.uint32):
+        assert new_samples.checked_batch(jnp.array([0, 5, 127], kind), 3).tolist() == [0, 5, 127]
+    assert new_samples.checked_batch(jnp.array([1, 2**31 + 1], jnp.uint32), 2).tolist() == [1, -1]
+    assert new_samples.checked_batch(jnp.array([-7, 3], jnp.int8), 2).tolist() == [-1, 3]
 
 
 def test_sparse_arrays_and_tables_are_taken(data, alignment):
