@@ -229,7 +229,7 @@ def drawn(
     key_t, key_j = jax.random.split(key)
     column, unknown = np.full(t.size, -1), t < 0
     chance = np.where(unknown[:, None], np.nan_to_num(weights), 0)
-    # By log chance plus Gumbel noise: the first treatment is drawn by its chance, the next by its chance among the rest.
+    # By log chance plus Gumbel noise: the first treatment is drawn by its chance, the next by that among others.
     noise = np.asarray(jax.random.gumbel(key_t, chance.shape))
     rank = np.where(chance > 0, np.log(np.where(chance > 0, chance, 1)) + noise, -np.inf)
     guess, row = t, np.arange(t.size)
