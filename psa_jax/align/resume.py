@@ -81,10 +81,9 @@ def _kept(path: Path, told: str, like: Callable[[dict[str, Any]], PyTree], make:
     if path.is_file():
         try:
             leaves, about = archive.read_leaves(path)
+            found = archive.fitted_in(path, leaves, like(leaves)) if about.get("of") == told else None
         except ValueError as error:
             raise ValueError(f"resume: {error}: without this file, what it held is done again") from error
-        if about.get("of") == told:
-            found = archive.fitted_in(path, leaves, like(leaves))
     check_same(resume=np.asarray(found is not None))
     if found is not None:
         LOG.info("resume: %s was finished and is taken from %s", path.stem, path.parent)

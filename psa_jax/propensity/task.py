@@ -145,14 +145,17 @@ class Task:
         def one(name: str) -> Any:
             return jax.ShapeDtypeStruct(leaves[name].shape, leaves[name].dtype) if name in leaves else None
 
+        def needed(name: str) -> Any:  # whoever fills in the tree says that it is missing
+            return one(name) or jax.ShapeDtypeStruct((), jnp.float32)
+
         x = self.learn.x
         params = jax.eval_shape(self.model.init, jax.random.key(0), jax.ShapeDtypeStruct((2, *x.shape[1:]), x.dtype))
         place = jax.tree_util.tree_map_with_path(
             lambda path, leaf: one(f".fitted.params{jax.tree_util.keystr(path)}") or leaf, params
         )
-        history = History(*(one(f".fitted.history.{name}") for name in History.__dataclass_fields__))
+        history = History(*(needed(f".fitted.history.{name}") for name in History.__dataclass_fields__))
         fitted = Fitted(place, history, one(".fitted.unmatched"), self.model)
-        return Trained(one(".logits"), one(".held_out"), fitted, one(".fold"))
+        return Trained(needed(".logits"), one(".held_out"), fitted, one(".fold"))
 
 
 def _first(x: Any, number: int) -> Any:

@@ -14,6 +14,7 @@ from test_pipeline import LEARNER, screen
 
 import psa_jax as psa
 from psa_jax.align.resume import identity, matched_in
+from psa_jax.io.archive import read_archive, write_archive
 from psa_jax.propensity.task import Task
 
 MODEL = LEARNER.model
@@ -239,6 +240,17 @@ def test_a_damaged_file_is_named(kept, tmp_path, name):
     for path in folder.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes()[: -100 if path.name == name else None])
     with pytest.raises(ValueError, match=f"resume: .*{re.escape(name)}.* without this file"):
+        align(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name", [".logits", ".fitted.history.best_epoch", ".fitted.params['params']['Dense_0']['bias']"]
+)
+def test_a_file_that_lacks_an_array_is_named(kept, tmp_path, name):
+    stored, about = read_archive(kept[0] / "classifiers_a.npz")
+    path = tmp_path / "classifiers_a.npz"
+    write_archive(path, *({key: one[key] for key in one if key != name} for one in (stored, about)), deflated=False)
+    with pytest.raises(ValueError, match=f"resume: .*{path.name}: missing {re.escape(name)}: without this file"):
         align(tmp_path)
 
 
