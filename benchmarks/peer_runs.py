@@ -65,7 +65,7 @@ PEERS = (
         "Cao and Gao (2022), Nat. Biotechnol. 40",
         "MIT",
         SCRIPTS / "run_scglue.py",
-        packages=("scglue==0.4.1", TORCH),
+        packages=("scglue==0.4.1", "scipy<1.14", TORCH),  # it asks sparse arrays for what later versions lack
         variants=("labels and guidance",),
     ),
     Peer(
