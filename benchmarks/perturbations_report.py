@@ -45,12 +45,12 @@ What holds, and what does not:
 
 - Whole populations, of what is not told the treatment: on Sachs partners drawn by scores have the least W1 of all
   where treatments were seen, and, true pairs aside, where they were not. On the stimulations and the screen they are
-  level with the VAE: ahead of its best row in W1 in two seeds of three or more, on the stimulations behind it in sliced
-  W1. Random cells of the treatment itself, or of the nearest one where it is unseen, are nearer still on the
-  real data. The VAE was given no draws of its own, only its nearest cells.
+  level with the VAE: ahead of its best row in W1 in two seeds of three (on the stimulations, where they were seen, in
+  one), on the stimulations behind it in sliced W1. Random cells of the treatment itself, or of the nearest one where
+  it is unseen, are nearer still on the real data. The VAE was given no draws of its own, only its nearest cells.
 - KL is an estimate: that of random cells of the treatment is about 0, and what is far below says that predictions
   spread too little, not that they are good. Drawn partners are behind predictors through the VAE where treatments of
-  the real data were seen (and behind our own through PS+SNN on the stimulations), and far from 0 (.41) where those of
+  the real data were seen (and behind our own through PS+SNN on the stimulations), and far from 0 (.33) where those of
   the screen were not.
 - Single cells of seen treatments: on Sachs and the screen predictors through PS+OT with the barycentric or sampled
   loss, calibrated or not, and means of partners know them better than the treatment's mean does, and than predictors
@@ -60,7 +60,7 @@ What holds, and what does not:
 - Unseen: on Sachs and the screen predictors through PS+OT (barycentric, sampled) and means of partners are ahead of the
   nearest treatment's mean in W1, KL and single cells; on the four stimulations those predictors in the first two alone.
   The mean effect of an unseen treatment is predicted on the screen only: R2 .70 by predictors through PS+OT; .50 to .60
-  through treatments' means, .59 through the VAE, .65 through true pairs, .51 by drawn partners, .23 by the nearest
+  through treatments' means, .59 through the VAE, .65 through true pairs, .56 by drawn partners, .23 by the nearest
   treatment.
 - "True pairs" are predictors trained on them, so predictions of means: no bound for W1 or KL.
 
