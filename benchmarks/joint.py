@@ -17,6 +17,7 @@ that only the truth can give are of test scenes. Also measured: the time of a st
 
 import argparse
 import functools
+import json
 import resource
 import time
 import warnings
@@ -27,7 +28,7 @@ import numpy as np
 import optax
 
 import psa_jax as psa
-from benchmarks.tables import save
+from benchmarks.tables import HERE, save
 from psa_jax.judge.agreement import halves, held_out_agreement, hold, keep
 from psa_jax.match import class_mean
 
@@ -234,11 +235,19 @@ def main():
     parser.add_argument("--epochs", type=int, default=15)
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--weights", type=float, nargs="+", default=WEIGHTS, help="0 is classification only")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="of scenes and training")
+    told = "of scenes and training; others keep their rows, where all else was the same"
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help=told)
     args = parser.parse_args()
-    rows = [row for seed in args.seeds for row in compare(args, seed)]
-    columns = {name: None for row in rows for name in row}
-    save("joint", vars(args), [{**columns, **row} for row in rows])
+    path = HERE / "results" / "joint.json"
+    before = json.loads(path.read_text()) if path.exists() else {"settings": {}, "rows": []}
+    settings = vars(args) | {"weights": list(args.weights)}
+    same = before["settings"] | {"seeds": args.seeds} == settings
+    rows = before["rows"] if same else []
+    for seed in args.seeds:  # written after each, so that a run cut short is not lost
+        rows = [row for row in rows if row["seed"] != seed] + compare(args, seed)
+        columns = {name: None for row in rows for name in row}
+        rows = sorted(({**columns, **row} for row in rows), key=lambda row: row["seed"])
+        save("joint", settings | {"seeds": sorted({row["seed"] for row in rows})}, rows)
 
 
 if __name__ == "__main__":
