@@ -66,10 +66,10 @@ HOLDS = """What holds, and what does not:
 - CITE-seq at full size, simulated: a cell's state does not depend on its type there, so that scores of types tell next
   to nothing of it: FOSCTTM .467 by OT (its recipe .494). The VAE found more in one seed of three (.449) and nothing in
   another (.504), always at a worse error; no predictor but true pairs' beats the type.
-- Perturbations: drawn partners have the least W1 on Sachs, and are level with the VAE elsewhere, which is ahead in KL;
-  random cells of the right treatment are nearer still on real data. Single cells of seen treatments are known better
-  than by the mean on Sachs and the screen; mean effects of unseen ones are predicted on the screen alone:
-  [PERTURBATIONS.md](PERTURBATIONS.md).
+- Perturbations: drawn partners have the least W1 on Sachs, and are level with the VAE elsewhere, where it is ahead in
+  KL but for unseen stimulations; random cells of the right treatment are nearer still on real data. Single cells of
+  seen treatments are known better than by the mean on Sachs and the screen; mean effects of unseen ones are predicted
+  on the screen alone: [PERTURBATIONS.md](PERTURBATIONS.md).
 - Other people's packages: [PEERS.md](PEERS.md) says who wins where.
 """
 COMPARE = """Its networks and conventions are others (see the caveats above), and its sizes unless the scale is the
